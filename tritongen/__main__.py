@@ -1,0 +1,5 @@
+"""`python -m tritongen`."""
+
+from tritongen.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""From candidates to the winner: calibrate, judge accuracy, measure latency, select."""

@@ -1,0 +1,86 @@
+"""The command line: argv → one call. The only place that prints, exits, or reads the environment."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from tritongen import __version__
+
+# name → (module with a `command` object, the help line). Modules are imported only when their command runs,
+# so that `tritongen --help` stays quick.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("tritongen.cli.init", "Write a commented tritongen.yaml from what an ONNX model says."),
+    "inspect": ("tritongen.cli.inspect", "Show a model's inputs, outputs, batch axis, opset and size."),
+    "build": ("tritongen.cli.build", "Autotune models and write the Triton model repository."),
+    "verify": ("tritongen.cli.verify", "Check a model repository against its manifest and a server."),
+    "serve": ("tritongen.cli.serve", "Serve a repository with a real Triton on this machine."),
+    "stop": ("tritongen.cli.stop", "Stop a server that `serve --background` started."),
+    "loadtest": ("tritongen.cli.loadtest", "Check requests/s and P99 against a running server."),
+    "doctor": ("tritongen.cli.doctor", "Say what works on this machine and what is missing."),
+    "schema": ("tritongen.cli.schema", "Print the JSON schema of the spec or of a record."),
+}
+
+EXAMPLES = """\b
+Examples:
+  tritongen inspect model.onnx
+  tritongen build model.onnx --max-batch-size 16
+  tritongen serve --background
+  tritongen loadtest model --rate 200 --p99-ms 20
+  tritongen stop
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    help='From an ONNX model and a promise ("500 inferences/s at P99 ≤ 20 ms") to a tuned, served and '
+    f"load-tested Triton repository.\n\n{EXAMPLES}",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="tritongen")
+def cli() -> None:
+    """Root of the command tree."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit with a code of `tritongen.errors.ExitCode`."""
+    sys.exit(run(argv))
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; every TritongenError is shown once, here."""
+    from tritongen.errors import ExitCode, TritongenError
+
+    try:
+        result: Any = cli.main(args=argv, standalone_mode=False, prog_name="tritongen")
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except TritongenError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    return int(result) if isinstance(result, int) else ExitCode.OK

@@ -1,0 +1,121 @@
+"""The plug-in point: what an engine is, and which engines there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from tritongen.errors import RequirementError
+from tritongen.spec import Precision
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from tritongen.graph import Graph
+    from tritongen.precision.recipe import Recipe
+    from tritongen.runs.events import EventSink
+    from tritongen.runs.records import Artifact, Candidate, Options
+
+    Tensors = Mapping[str, NDArray[np.generic]]
+
+
+class Runner(Protocol):
+    """An engine ready to infer. Opens on entering the context, and frees everything on leaving it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def infer(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
+        """All outputs by name for one batch of inputs by name."""
+        ...
+
+    def prepare(self, inputs: Tensors) -> None:
+        """Bind `inputs` once, so that `step` measures the engine and not the copying of Python objects."""
+        ...
+
+    def step(self) -> int:
+        """Run the prepared inputs once and return its latency in nanoseconds."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServingTraits:
+    """What config.pbtxt must say for an artifact of this engine."""
+
+    backend: str
+    """Triton's backend name ("onnxruntime", "tensorrt")."""
+    filename: str
+    """The default file name in a version folder ("model.onnx", "model.plan")."""
+    instance_kind: str
+    """KIND_CPU or KIND_GPU."""
+    parameters: dict[str, str] = field(default_factory=dict)
+    optimization: str = ""
+    """Text inside `optimization { }`, or empty."""
+
+
+class Engine(Protocol):
+    """One way to build and run a model."""
+
+    name: str
+
+    def unavailable_reason(self) -> str | None:
+        """None if this machine can build and run with it, otherwise what is missing and what brings it."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Library versions that decide whether an artifact still loads."""
+        ...
+
+    def precisions(self) -> Sequence[Precision]:
+        """What this engine can gain from, on this machine, most exact first."""
+        ...
+
+    def recipes(self, precision: Precision) -> Sequence[Recipe]:
+        """How to rewrite a graph for `precision`, best guess first; empty: as it is."""
+        ...
+
+    def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:
+        """The build options worth trying for `precision`."""
+        ...
+
+    def runtimes(self, graph: Graph, cores: int) -> Sequence[tuple[Options, int]]:
+        """(runtime setting, instances at once) pairs worth measuring on every artifact."""
+        ...
+
+    def build(self, model: Path, candidate: Candidate, folder: Path, events: EventSink) -> Artifact:
+        """Turn the (rewritten) ONNX file into an artifact inside `folder`."""
+        ...
+
+    def open(self, folder: Path, artifact: Artifact, runtime: Options) -> Runner:
+        """A runner, not yet entered, for an artifact that `build` made."""
+        ...
+
+    def serving_traits(self, artifact: Artifact, runtime: Options) -> ServingTraits:
+        """What config.pbtxt must say so that a server runs it as it was measured."""
+        ...
+
+
+ENGINE_NAMES = ("tensorrt", "onnxruntime")
+"""In the order in which `auto` prefers them."""
+
+
+def load_engine(name: str) -> Engine:
+    """The engine by its name; RequirementError for an unknown one."""
+    if name == "onnxruntime":
+        from tritongen.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine()
+    raise RequirementError(
+        f"engine '{name}' is not part of this version of tritongen",
+        found=name,
+        expected="onnxruntime",
+        fix="use --engine onnxruntime",
+    )

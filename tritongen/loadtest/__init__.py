@@ -1,0 +1,1 @@
+"""Load generation, its statistics and its verdict."""

@@ -1,0 +1,1 @@
+"""Pure ONNX → ONNX rewrites, and the range algorithms behind them."""

@@ -1,0 +1,44 @@
+"""The recipe: which tensors of a graph an engine wants in which precision, and in what form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Int8Recipe:
+    """How to place Q/DQ nodes so that one engine runs the graph fast; supplied by the engine."""
+
+    name: str
+    """Short and stable; part of a candidate's identity ("u8s8-per-channel")."""
+    operators: tuple[str, ...]
+    """Operator types whose inputs are quantized."""
+    activation: Literal["int8", "uint8"] = "int8"
+    symmetric_activations: bool = True
+    weight: Literal["int8", "uint8"] = "int8"
+    symmetric_weights: bool = True
+    per_channel: bool = True
+    reduce_range: bool = False
+    """7-bit weights: needed where 8-bit products saturate 16-bit sums (x86 without VNNI)."""
+    quantize_bias: bool = False
+    quantize_outputs: bool = False
+    """Whether the outputs of weighted operators are quantized too."""
+    min_opset: int = 13
+    """Per-channel DequantizeLinear needs 13; FP16 scales need 19."""
+    min_channels: int = 0
+    """Convolutions and matrix products with fewer channels stay in floating point."""
+
+
+@dataclass(frozen=True)
+class Fp16Recipe:
+    """How to rewrite a graph to FP16; supplied by the engine."""
+
+    name: str
+    keep_fp32: tuple[str, ...] = ()
+    """Operator types that stay in FP32."""
+    keep_io: bool = True
+    """Inputs and outputs stay FP32, so that clients see the same model."""
+
+
+Recipe = Int8Recipe | Fp16Recipe

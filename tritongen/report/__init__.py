@@ -1,0 +1,1 @@
+"""From the run directory's JSON files to what a person reads."""

@@ -1,0 +1,1 @@
+"""The Triton model repository: configuration, atomic writing, manifest, verification."""

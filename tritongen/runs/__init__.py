@@ -1,0 +1,1 @@
+"""The run directory: layout, versioned records, progress events."""

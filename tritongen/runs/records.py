@@ -1,0 +1,178 @@
+"""The run directory's records: frozen, versioned, and the only contract between stages."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tritongen.spec import Precision
+
+Option = bool | int | float | str
+Options = dict[str, Option]
+
+
+class Record(BaseModel):
+    """Base of everything that is written as JSON; `schema_` names the form and its version."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True
+    )
+
+
+class Machine(Record):
+    """Where numbers were taken."""
+
+    hostname: str
+    system: str
+    """Kernel and C library."""
+    python: str
+    cpu: str
+    cores: int
+    """Cores that this process may use."""
+    cpu_features: tuple[str, ...] = ()
+    """The features that decide integer speed: avx2, avx512_vnni, amx_int8, …"""
+    memory_bytes: int
+    gpus: tuple[str, ...] = ()
+    driver: str | None = None
+
+
+class Candidate(Record):
+    """What could be built: one engine, one precision, one set of build options."""
+
+    id: str
+    """Unique in a run and readable: "onnxruntime-int8-entropy"."""
+    engine: str
+    precision: Precision
+    options: Options = Field(default_factory=dict)
+
+
+class Artifact(Record):
+    """A built candidate: the file that a server loads."""
+
+    file: str
+    """Relative to the trial's folder."""
+    extra_files: tuple[str, ...] = ()
+    """External data and the like, relative to the trial's folder."""
+    digest: str
+    """SHA-256 over file and extra files, hexadecimal."""
+    size_bytes: int
+    build_seconds: float
+    versions: dict[str, str]
+    """Of everything that decides whether a server can load it."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """What the engine wants to remember."""
+
+
+class LatencyPoint(Record):
+    """The bare engine at one batch size, under one runtime setting, with k instances at once."""
+
+    batch_size: int
+    instances: int
+    runtime: Options
+    iterations: int
+    """Calls measured, over all instances."""
+    mean_ms: float
+    median_ms: float
+    p99_ms: float
+    throughput: float
+    """Inferences per second: items ÷ wall time of the measured window, all instances together."""
+    spread: float
+    """Half-width of the 95 % confidence interval of the median, as a fraction of the median."""
+    samples: str | None = None
+    """Array name in the trial's samples.npz: raw latencies in nanoseconds."""
+
+
+class OutputError(Record):
+    """How far one output is from the reference."""
+
+    output: str
+    measure: str
+    """`top1_agreement`, `relative_l2`, `cosine_distance`, `equal`."""
+    value: float
+    limit: float
+    passed: bool
+
+
+class Accuracy(Record):
+    """The verdict of the accuracy gate on one candidate."""
+
+    basis: Literal["labels", "reference", "synthetic"]
+    """What it was judged by: labelled data, the reference's outputs on real data, or on made-up inputs."""
+    passed: bool
+    summary: str
+    """One sentence with the numbers."""
+    metric: str | None = None
+    reference_value: float | None = None
+    value: float | None = None
+    loss: float | None = None
+    """In points of the metric (percent) with labels."""
+    limit: float | None = None
+    outputs: tuple[OutputError, ...] = ()
+    samples: int = 0
+
+
+class Outcome(str, Enum):
+    """How a trial ended."""
+
+    PASSED = "passed"
+    REJECTED = "rejected"
+    """Built and measured, and not accurate enough."""
+    FAILED = "failed"
+    """Could not be built or crashed; the reason says what happened."""
+
+
+class Trial(Record):
+    """What was measured of one candidate."""
+
+    schema_: Literal["tritongen/trial/1"] = Field(default="tritongen/trial/1", alias="schema")
+    key: str
+    """Digest of everything that the result depends on; an equal key means it need not run again."""
+    candidate: Candidate
+    outcome: Outcome
+    reason: str
+    artifact: Artifact | None = None
+    accuracy: Accuracy | None = None
+    curve: tuple[LatencyPoint, ...] = ()
+    memory_bytes: int | None = None
+    """Memory that one open instance takes beyond the bare process (GPU memory on a GPU)."""
+    peak_memory_bytes: int | None = None
+    """Peak resident memory of the trial's process."""
+    machine: Machine
+    seconds: float
+
+
+class Loser(Record):
+    """A candidate that was not selected, and why, in one sentence."""
+
+    candidate: str
+    reason: str
+
+
+class Selection(Record):
+    """The winner, and why each loser lost."""
+
+    schema_: Literal["tritongen/selection/1"] = Field(default="tritongen/selection/1", alias="schema")
+    objective: str
+    winner: str
+    """Candidate id."""
+    reason: str
+    runtime: Options
+    instances: int
+    batch_size: int
+    """The batch size at which the winner was judged."""
+    max_batch_size: int
+    """What the server will be configured for; 0: no batching."""
+    losers: tuple[Loser, ...]
+    runners_up: tuple[str, ...]
+    """Losers that passed the gate, best first."""
+
+
+RECORDS: tuple[type[Record], ...] = (Trial, Selection)
+"""Every record that is written to a file of its own."""
+
+
+def schema_name(record: type[Record]) -> str:
+    """The name and version that files of this record carry ("tritongen/trial/1")."""
+    return str(record.model_fields["schema_"].default)

@@ -1,0 +1,1 @@
+"""Running servers: the embedded Triton, containers, and the control of either."""

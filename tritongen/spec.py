@@ -1,0 +1,119 @@
+"""The spec: `tritongen.yaml` and flags, validated once, then frozen and handed down."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Precision(str, Enum):
+    """The precisions that can be asked for, from the most exact to the fastest."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataSpec(_Model):
+    """Where sample inputs come from: a .npz or .npy file, a folder of them, or `module:function`."""
+
+    calibration: str | None = None
+    """Inputs that ranges are collected from; never used to judge accuracy."""
+    validation: str | None = None
+    """Held-out inputs (and labels) that accuracy is judged on."""
+    labels: str = "labels"
+    """Name of the array with the labels in the validation data."""
+
+
+class AccuracySpec(_Model):
+    """How accuracy is judged and how much of it may be lost."""
+
+    metric: str | None = None
+    """`top1`, `topK` such as `top5`, `mean_iou`, `f1` or `module:function`; default: by labels and outputs."""
+    output: str | None = None
+    """The output that the metric reads; default: the only one, or the first with the labels' batch."""
+    limit: float | None = Field(default=None, ge=0)
+    """Largest accepted loss. With labels: points of the metric (default 1.0). Without: see docs/accuracy.md."""
+    reference: Path | None = None
+    """An FP32 ONNX file to judge against, for models that are already quantized or FP16."""
+
+
+class ServingSpec(_Model):
+    """What goes into config.pbtxt beyond what the trials decide."""
+
+    instances: int | None = Field(default=None, ge=1)
+    """Instance count; default: what the trials found best."""
+    queue_delay_us: int = Field(default=0, ge=0)
+    """How long the dynamic batcher may wait for more requests, in microseconds."""
+    dynamic_batching: bool = True
+    preferred_batch_sizes: tuple[int, ...] = ()
+    """Leave empty unless the engine has one optimization profile per batch size."""
+    max_queue_size: int | None = Field(default=None, ge=0)
+    default_queue_timeout_us: int | None = Field(default=None, ge=0)
+    priority_levels: int = Field(default=0, ge=0)
+    default_priority_level: int = Field(default=0, ge=0)
+    response_cache: bool = False
+    warmup: bool = True
+    parameters: dict[str, str] = Field(default_factory=dict)
+    """Extra backend parameters; they win over tritongen's own."""
+    raw: str = ""
+    """Text appended to config.pbtxt as it is."""
+    template: Path | None = None
+    """A Jinja template of your own in place of templates/config.pbtxt.j2."""
+    keep_versions: int = Field(default=1, ge=1)
+    """How many versions stay in the repository after a rebuild."""
+
+
+class ModelSpec(_Model):
+    """One model: where it is, what it must do, and what may be tried."""
+
+    path: Path
+    """The ONNX file; relative paths count from the spec file."""
+    engine: str = "auto"
+    """`auto`, `tensorrt` or `onnxruntime`."""
+    precision: tuple[Precision, ...] | None = None
+    """What to try; default: every precision that the engine has and the data can prove."""
+    max_batch_size: int | None = Field(default=None, ge=0)
+    """Largest batch to measure and serve; 0 turns batching off; default 8, or what the graph allows."""
+    objective: Annotated[str, Field(pattern=r"^(throughput|latency|latency@[1-9][0-9]*)$")] = "throughput"
+    """`throughput` (at the largest batch size that the SLO allows), `latency`, or `latency@BATCH`."""
+    slo: tuple[str, ...] = ()
+    """Service-level objectives such as `p99<=20ms` or `throughput>=500/s`."""
+    shapes: dict[str, str] = Field(default_factory=dict)
+    """Sizes for dynamic axes by input: `3x320x320`, or min..opt..max per axis; with or without the batch."""
+    ranges: dict[str, str] = Field(default_factory=dict)
+    """Inclusive value ranges of integer inputs: `0..30521`."""
+    data: DataSpec = DataSpec()
+    accuracy: AccuracySpec = AccuracySpec()
+    serving: ServingSpec = ServingSpec()
+    target: str | None = None
+    """The image that will serve it (`nvcr.io/nvidia/tritonserver:YY.MM-py3`); default: the embedded Triton."""
+    keep_candidates: bool = False
+    """Keep passing runners-up beside the winner (model.int8.onnx, …)."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+class Spec(_Model):
+    """The whole job: one or more models and the repository that they go to."""
+
+    repository: Path = Path("model_repository")
+    run_dir: Path = Path(".tritongen")
+    """Where trials, samples and logs are kept; see docs/run-directory.md."""
+    models: dict[str, ModelSpec] = Field(min_length=1)
+    """By the name that Triton serves them under."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the spec file, for editors and for the docs."""
+    return Spec.model_json_schema()
