@@ -39,11 +39,11 @@ class AccuracySpec(_Model):
     """How accuracy is judged and how much of it may be lost."""
 
     metric: str | None = None
-    """`top1`, `topK` such as `top5`, `mean_iou`, `f1` or `module:function`; default: by labels and outputs."""
+    """`top1`, `topK` such as `top5`, `mean_iou`, `f1` or `module:function`; default: by the labels."""
     output: str | None = None
     """The output that the metric reads; default: the only one, or the first with the labels' batch."""
     limit: float | None = Field(default=None, ge=0)
-    """Largest accepted loss. With labels: points of the metric (default 1.0). Without: see docs/accuracy.md."""
+    """Largest accepted loss. With labels: points of the metric (default 1.0). Else see docs/accuracy.md."""
     reference: Path | None = None
     """An FP32 ONNX file to judge against, for models that are already quantized or FP16."""
 
@@ -97,7 +97,7 @@ class ModelSpec(_Model):
     accuracy: AccuracySpec = AccuracySpec()
     serving: ServingSpec = ServingSpec()
     target: str | None = None
-    """The image that will serve it (`nvcr.io/nvidia/tritonserver:YY.MM-py3`); default: the embedded Triton."""
+    """The serving image, as `nvcr.io/nvidia/tritonserver:YY.MM-py3`; default: the embedded Triton."""
     keep_candidates: bool = False
     """Keep passing runners-up beside the winner (model.int8.onnx, …)."""
     seed: int = 0
