@@ -1,0 +1,273 @@
+"""The ONNX Runtime engine on real tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from tritongen.engines import Engine, Runner, load_engine
+from tritongen.engines.onnxruntime import OnnxRuntimeEngine, external_files
+from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner, readable_limits
+from tritongen.errors import BuildError, DataError, ModelError
+from tritongen.graph import BatchAxis, BatchStatus, Graph
+from tritongen.runs.events import Event, discard
+from tritongen.runs.records import Artifact, Candidate, Options
+from tritongen.spec import Precision
+
+ENGINE = OnnxRuntimeEngine()
+
+
+def save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    initializers: list[onnx.TensorProto] | None = None,
+    **how: object,
+) -> Path:
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers or [])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save_model(model, path, **how)
+    return path
+
+
+def info(name: str, shape: list[int | str], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    """y = x·w with a float32 matrix of 3 × 2, weights in an external file in a sub-folder."""
+    (tmp_path / "weights").mkdir()
+    return save(
+        tmp_path / "linear.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [info("x", ["n", 3])],
+        [info("y", ["n", 2])],
+        [numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "w")],
+        save_as_external_data=True,
+        location="weights/w.bin",
+        size_threshold=0,
+    )
+
+
+def candidate(**options: str) -> Candidate:
+    return Candidate(id="c", engine="onnxruntime", precision=Precision.FP32, options=dict(options))
+
+
+def build(model: Path, folder: Path, **options: str) -> Artifact:
+    return ENGINE.build(model, candidate(**options), folder, discard)
+
+
+def graph_with(**operators: int) -> Graph:
+    absent = BatchAxis(BatchStatus.ABSENT, "no reason")
+    return Graph(
+        path=Path("m.onnx"), digest="0", inputs=(), outputs=(), ir_version=10, opsets={"": 17},
+        operators=operators, parameters=0, size_bytes=0, external_data=(), quantized=False, half=False,
+        batch=absent,
+    )  # fmt: skip
+
+
+def test_satisfies_the_protocols_and_is_found_by_name() -> None:
+    engine: Engine = load_engine("onnxruntime")
+    runner: Runner = OnnxRuntimeRunner(Path("x.onnx"))
+    assert engine.unavailable_reason() is None
+    assert runner is not None
+    assert set(engine.versions()) == {"onnxruntime"}
+
+
+def test_build_copies_external_data_and_the_artifact_runs_after_the_source_is_gone(
+    linear: Path, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    folder = tmp_path / "trial"
+    artifact = ENGINE.build(linear, candidate(), folder, events.append)
+    linear.unlink()
+    (tmp_path / "weights" / "w.bin").unlink()
+    assert artifact.extra_files == ("weights/w.bin",)
+    assert artifact.size_bytes == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    with ENGINE.open(folder, artifact, {"intra_op_threads": 1}) as runner:
+        x = np.ones((4, 3), np.float32)
+        result = runner.infer({"x": x})["y"]
+        runner.prepare({"x": x})
+        assert all(runner.step() > 0 for _ in range(3))
+    np.testing.assert_array_equal(result, np.tile([[6.0, 9.0]], (4, 1)))
+    assert [event.status for event in events] == ["progress"]
+
+
+def test_build_in_place_keeps_the_file(linear: Path) -> None:
+    model = linear.rename(linear.with_name("model.onnx"))
+    before = model.read_bytes()
+    assert build(model, model.parent).file == "model.onnx"
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [(b"# a text file, not a model\n" * 9, ""), (b"", "")], ids=["text", "empty"]
+)
+def test_what_is_no_model_is_a_model_error(tmp_path: Path, content: bytes, found: str) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(content)
+    with pytest.raises(ModelError):
+        build(model, tmp_path / "trial")
+
+
+def test_unknown_operator_is_explained_in_one_line(tmp_path: Path) -> None:
+    model = save(
+        tmp_path / "m.onnx", [helper.make_node("Foo", ["x"], ["y"])], [info("x", [1])], [info("y", [1])]
+    )
+    with pytest.raises(ModelError) as caught:
+        build(model, tmp_path / "trial")
+    assert caught.value.found is not None
+    assert "No Op registered for Foo" in caught.value.found
+    assert "\n" not in caught.value.found
+    assert "onnxruntime_src" not in caught.value.found
+
+
+def test_missing_external_data_names_the_file(linear: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights" / "w.bin").unlink()
+    with pytest.raises(ModelError, match="weights/w\\.bin"):
+        build(linear, tmp_path / "trial")
+
+
+def test_external_data_outside_the_folder_is_refused(linear: Path) -> None:
+    proto = onnx.load(linear, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../w.bin"
+    linear.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="outside its own folder"):
+        external_files(linear)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"x": np.ones((1, 4), np.float32)},
+        {"x": np.ones((1, 3))},
+        {"z": np.ones((1, 3), np.float32)},
+        {},
+    ],
+    ids=["shape", "dtype", "name", "missing"],
+)
+def test_inputs_that_do_not_fit_are_data_errors(linear: Path, inputs: dict[str, NDArray[np.generic]]) -> None:
+    with OnnxRuntimeRunner(linear) as runner, pytest.raises(DataError):
+        runner.infer(inputs)
+
+
+def test_a_failing_operator_is_named(tmp_path: Path) -> None:
+    model = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("MatMul", ["a", "b"], ["y"], name="product")],
+        [info("a", ["i", "j"]), info("b", ["k", "l"])],
+        [info("y", ["i", "l"])],
+    )
+    inputs = {"a": np.ones((2, 3), np.float32), "b": np.ones((4, 2), np.float32)}
+    with OnnxRuntimeRunner(model) as runner:
+        with pytest.raises(BuildError, match=r"operator MatMul \(product\): MatMul dimension mismatch"):
+            runner.infer(inputs)
+        runner.prepare(inputs)
+        with pytest.raises(BuildError, match="operator MatMul"):
+            runner.step()
+
+
+def test_strings_as_text_and_as_bytes(tmp_path: Path) -> None:
+    kind = TensorProto.STRING
+    model = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [info("x", ["n"], kind)],
+        [info("y", ["n"], kind)],
+    )
+    with OnnxRuntimeRunner(model) as runner:
+        for texts in (np.array(["a", "bé"]), np.array([b"a", "bé".encode()], object)):
+            assert runner.infer({"x": texts})["y"].tolist() == ["a", "bé"]
+            runner.prepare({"x": texts})
+            assert runner.step() > 0
+        with pytest.raises(DataError, match="'x' holds bytes that are not UTF-8"):
+            runner.infer({"x": np.array([b"\xff"], object)})
+
+
+def test_several_types_and_ranks_in_one_model(tmp_path: Path) -> None:
+    kinds = {
+        "f16": TensorProto.FLOAT16,
+        "b": TensorProto.BOOL,
+        "u8": TensorProto.UINT8,
+        "i64": TensorProto.INT64,
+    }
+    model = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds],
+        [info(name, [], kind) for name, kind in kinds.items()],
+        [info(f"{name}_out", [], kind) for name, kind in kinds.items()],
+    )
+    inputs = {
+        "f16": np.array(1.5, np.float16), "b": np.bool_(1).reshape(()), "u8": np.array(7, np.uint8),
+        "i64": np.array(-3, np.int64),
+    }  # fmt: skip
+    with OnnxRuntimeRunner(model) as runner:
+        outputs = runner.infer(inputs)
+        runner.prepare(inputs)
+        runner.step()
+    assert {name: outputs[f"{name}_out"] for name in kinds} == inputs
+
+
+def test_bfloat16_edges_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    kind = TensorProto.BFLOAT16
+    model = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [info("x", ["n"], kind)],
+        [info("y", ["n"], kind)],
+    )
+    with pytest.raises(ModelError, match="bfloat16"), OnnxRuntimeRunner(model):
+        pass
+
+
+def test_step_before_prepare_is_an_error(linear: Path) -> None:
+    with OnnxRuntimeRunner(linear) as runner, pytest.raises(BuildError, match="before prepare"):
+        runner.step()
+
+
+def test_graph_levels_reach_config_by_the_meaning_of_tritons_backend(linear: Path, tmp_path: Path) -> None:
+    wanted = {"all": "", "extended": "graph { level: 1 }", "basic": "graph { level: -1 }",
+              "disabled": "graph { level: 2 }"}  # fmt: skip
+    for level, text in wanted.items():
+        artifact = build(linear, tmp_path / level, graph_optimization_level=level)
+        traits = ENGINE.serving_traits(artifact, {"intra_op_threads": 2})
+        assert traits.optimization == text
+        assert traits.parameters["intra_op_thread_count"] == "2"
+        assert (traits.backend, traits.instance_kind) == ("onnxruntime", "KIND_CPU")
+    with pytest.raises(BuildError, match="graph optimization level"):
+        build(linear, tmp_path / "x", graph_optimization_level="most")
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4, 8, 24, 128])
+def test_runtimes_never_ask_for_more_threads_than_cores(cores: int) -> None:
+    pairs = ENGINE.runtimes(graph_with(), cores)
+    seen = [(int(runtime["intra_op_threads"]), instances) for runtime, instances in pairs]
+    assert all(threads * instances <= cores for threads, instances in seen)
+    assert len(seen) == len(set(seen))
+    assert {(cores, 1), (1, cores), (1, 1)} <= set(seen)
+    shared: list[Options] = [
+        runtime for runtime, n in pairs if n > 1 and int(runtime["intra_op_threads"]) > 1
+    ]
+    assert all(runtime["spinning"] is False for runtime in shared)
+
+
+def test_build_options_try_the_layout_only_where_it_matters() -> None:
+    levels = [o["graph_optimization_level"] for o in ENGINE.build_options(Precision.FP32, graph_with(Conv=3))]
+    assert levels == ["all", "extended"]
+    assert len(ENGINE.build_options(Precision.FP32, graph_with(MatMul=3))) == 1
+    assert len(ENGINE.build_options(Precision.INT8, graph_with(Conv=3))) == 1
+
+
+def test_readable_limits_are_found_by_trying() -> None:
+    ir_version, opset = readable_limits()
+    assert ir_version >= 9
+    assert opset >= 20

@@ -1,0 +1,192 @@
+"""ONNX Runtime on the CPU: the engine that every machine has."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tritongen.engines import Runner, ServingTraits
+from tritongen.engines.onnxruntime.recipes import int8_recipes
+from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner, version
+from tritongen.errors import BuildError, ModelError
+from tritongen.files import digest_files
+from tritongen.runs.events import Event, EventSink
+from tritongen.runs.records import Artifact, Candidate, Options
+from tritongen.spec import Precision
+
+if TYPE_CHECKING:
+    from tritongen.graph import Graph
+    from tritongen.precision.recipe import Recipe
+
+FILENAME = "model.onnx"
+
+# What Triton's C++ onnxruntime backend makes of `optimization { graph { level: N } }`; without it: all.
+_CONFIG_LEVELS = {"all": None, "extended": 1, "basic": -1, "disabled": 2}
+
+
+class OnnxRuntimeEngine:
+    """FP32 and INT8 on ONNX Runtime's CPU execution provider; satisfies `tritongen.engines.Engine`."""
+
+    name = "onnxruntime"
+
+    def unavailable_reason(self) -> str | None:
+        """None where onnxruntime can be imported, otherwise why not and what brings it."""
+        try:
+            version()
+        except ImportError as error:
+            return f"onnxruntime cannot be imported ({error}); `pip install onnxruntime` brings it"
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """The library's version; it decides the readable IR version and opset (`session.readable_limits`)."""
+        return {"onnxruntime": version()}
+
+    def precisions(self) -> Sequence[Precision]:
+        """FP32 and INT8: the CPU execution provider computes FP16 in FP32, so nothing is gained there."""
+        return (Precision.FP32, Precision.INT8)
+
+    def recipes(self, precision: Precision) -> Sequence[Recipe]:
+        """The INT8 recipes that suit this machine's vector instructions, best first; none for FP32."""
+        return int8_recipes() if precision is Precision.INT8 else ()
+
+    def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:
+        """Graph optimization levels: `all`, and for FP32 convolutions also `extended`.
+
+        The two differ by the blocked NCHWc layout of FP32 convolutions, which pays or costs by the model.
+        """
+        levels = ["all"]
+        if precision is Precision.FP32 and any(op in graph.operators for op in ("Conv", "FusedConv")):
+            levels.append("extended")
+        return [{"graph_optimization_level": level} for level in levels]
+
+    def runtimes(self, graph: Graph, cores: int) -> Sequence[tuple[Options, int]]:  # noqa: ARG002
+        """Threads × instances: all cores for one call, one core each for many calls, between, and 1 × 1."""
+        middle = 1 << (max(cores, 1).bit_length() // 2)
+        pairs = {(max(cores, 1), 1): None, (1, max(cores, 1)): None}
+        if cores >= 4:  # noqa: PLR2004
+            pairs[(middle, cores // middle)] = None
+        pairs[(1, 1)] = None
+        return [(_runtime(threads, instances), instances) for threads, instances in pairs]
+
+    def build(self, model: Path, candidate: Candidate, folder: Path, events: EventSink) -> Artifact:
+        """Copy `model` with its external data into `folder` and prove that it opens.
+
+        ModelError if ONNX Runtime cannot read it, BuildError if the files cannot be written.
+        """
+        started = time.perf_counter()
+        level = _level(candidate.options)
+        extra = external_files(model)
+        try:
+            files = [_copy(model, folder / FILENAME)]
+            files += [_copy(model.parent / name, folder / name) for name in extra]
+        except OSError as error:
+            raise BuildError(
+                f"the files of candidate '{candidate.id}' could not be written",
+                found=str(error),
+                fix=f"make room or set the permissions of {folder}",
+            ) from error
+        with OnnxRuntimeRunner(folder / FILENAME, graph_optimization_level=level, intra_op_threads=1):
+            pass
+        events(Event("trial", "progress", "opened by ONNX Runtime", subject=candidate.id))
+        return Artifact(
+            file=FILENAME,
+            extra_files=tuple(extra),
+            digest=digest_files(files),
+            size_bytes=sum(file.stat().st_size for file in files),
+            build_seconds=time.perf_counter() - started,
+            versions=self.versions(),
+            details={"graph_optimization_level": level},
+        )
+
+    def open(self, folder: Path, artifact: Artifact, runtime: Options) -> Runner:
+        """A runner with `intra_op_threads` (default: all cores) and `spinning` from `runtime`."""
+        return OnnxRuntimeRunner(
+            folder / artifact.file,
+            graph_optimization_level=_level(artifact.details),
+            intra_op_threads=int(runtime.get("intra_op_threads", 0)),
+            spinning=bool(runtime.get("spinning", True)),
+        )
+
+    def serving_traits(self, artifact: Artifact, runtime: Options) -> ServingTraits:
+        """Parameters that both Triton's C++ onnxruntime backend and tritongen's Python one understand."""
+        level = _CONFIG_LEVELS[_level(artifact.details)]
+        parameters = {
+            "intra_op_thread_count": str(runtime.get("intra_op_threads", 0)),
+            "inter_op_thread_count": "1",
+            "execution_mode": "0",
+        }
+        if not runtime.get("spinning", True):
+            # Only the Python backend reads it; the C++ one passes over keys that it does not know.
+            parameters["session.intra_op.allow_spinning"] = "0"
+        return ServingTraits(
+            backend="onnxruntime",
+            filename=FILENAME,
+            instance_kind="KIND_CPU",
+            parameters=parameters,
+            optimization="" if level is None else f"graph {{ level: {level} }}",
+        )
+
+
+def external_files(model: Path) -> list[str]:
+    """The external data files of an ONNX file, relative to its folder; ModelError if one lies outside."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    try:
+        proto = onnx.load(model, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise ModelError(
+            f"{model} cannot be read as ONNX", found=str(error), expected="an ONNX protobuf file"
+        ) from error
+    names = {ExternalDataInfo(t).location: None for t in _tensors(proto.graph) if uses_external_data(t)}
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(
+                f"{model} keeps weights outside its own folder",
+                found=name,
+                expected="a path inside its folder",
+            )
+        if not (model.parent / name).is_file():
+            raise ModelError(
+                f"{model} lacks its external data",
+                found=f"no file {model.parent / name}",
+                expected=f"'{name}' beside the model",
+                fix="copy the data file beside the model",
+            )
+    return list(names)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Every tensor of an ONNX graph that may hold external data, subgraphs included."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+            for subgraph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _tensors(subgraph)
+
+
+def _copy(source: Path, target: Path) -> Path:
+    if source.resolve() != target.resolve():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    return target
+
+
+def _level(options: Options) -> str:
+    level = str(options.get("graph_optimization_level", "all"))
+    if level not in _CONFIG_LEVELS:
+        raise BuildError("unknown graph optimization level", found=level, expected=", ".join(_CONFIG_LEVELS))
+    return level
+
+
+def _runtime(threads: int, instances: int) -> Options:
+    options: Options = {"intra_op_threads": threads}
+    if threads > 1 and instances > 1:
+        # Idle threads of one instance would spin on the cores that the other one needs.
+        options["spinning"] = False
+    return options
