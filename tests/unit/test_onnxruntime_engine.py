@@ -207,7 +207,7 @@ def test_several_types_and_ranks_in_one_model(tmp_path: Path) -> None:
         [info(f"{name}_out", [], kind) for name, kind in kinds.items()],
     )
     inputs = {
-        "f16": np.array(1.5, np.float16), "b": np.bool_(1).reshape(()), "u8": np.array(7, np.uint8),
+        "f16": np.array(1.5, np.float16), "b": np.ones((), np.bool_), "u8": np.array(7, np.uint8),
         "i64": np.array(-3, np.int64),
     }  # fmt: skip
     with OnnxRuntimeRunner(model) as runner:
