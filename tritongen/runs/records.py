@@ -150,6 +150,20 @@ class Loser(Record):
     reason: str
 
 
+class Comparison(Record):
+    """Two candidates measured in alternation in one process, so that both met the same noise."""
+
+    candidate: str
+    against: str
+    batch_size: int
+    rounds: int
+    ratio: float
+    """Median over the rounds of the candidate's throughput ÷ the other's."""
+    low: float
+    high: float
+    """The 95 % confidence interval of that median."""
+
+
 class Selection(Record):
     """The winner, and why each loser lost."""
 
@@ -167,6 +181,10 @@ class Selection(Record):
     losers: tuple[Loser, ...]
     runners_up: tuple[str, ...]
     """Losers that passed the gate, best first."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Head-to-head measurements that settled close calls."""
+    notes: tuple[str, ...] = ()
+    """What was not tried, and why."""
 
 
 RECORDS: tuple[type[Record], ...] = (Trial, Selection)
