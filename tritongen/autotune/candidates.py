@@ -1,0 +1,136 @@
+"""The search space: what could be built of a model, small by default, with a note for what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tritongen.errors import BuildError, SpecError
+from tritongen.precision.recipe import Recipe
+from tritongen.runs.records import Candidate, Options
+from tritongen.spec import Precision
+
+if TYPE_CHECKING:
+    from tritongen.engines import Engine
+    from tritongen.graph import Graph
+
+RANGE_METHODS = ("minmax", "percentile", "entropy", "mse")
+"""How activation ranges are chosen; none wins everywhere, so all four are candidates."""
+
+RECIPE, RANGES = "recipe", "ranges"
+"""Options that say how the graph is rewritten; all others are the engine's build options."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What will be tried, and what will not be, with the reason."""
+
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def search_space(
+    engine: Engine,
+    graph: Graph,
+    *,
+    precisions: Sequence[Precision] | None = None,
+    calibrated: bool,
+    has_reference: bool = False,
+) -> SearchSpace:
+    """Every candidate of `engine` for `graph`, FP32 first; SpecError or BuildError if nothing can be tried.
+
+    `calibrated`: there are real calibration data. `has_reference`: an FP32 model to judge against was given.
+    """
+    if graph.quantized or graph.half:
+        return _as_it_is(engine, graph, precisions, has_reference=has_reference)
+    wanted = [p for p in engine.precisions() if precisions is None or p in precisions]
+    notes = [
+        f"{p} was asked for and is not tried: {engine.name} gains nothing from it on this machine"
+        for p in precisions or ()
+        if p not in engine.precisions()
+    ]
+    if Precision.INT8 in wanted and not calibrated:
+        wanted.remove(Precision.INT8)
+        notes.append("int8 is not tried: it needs calibration data (--calibration-data)")
+    if Precision.FP32 not in wanted and Precision.FP32 in engine.precisions():
+        # Without the fallback a rejected INT8 model would leave nothing to serve.
+        wanted.insert(0, Precision.FP32)
+        notes.append("fp32 is tried as well: it is the fallback and the measure of every gain")
+    found = [one for precision in wanted for one in _of_precision(engine, graph, precision)]
+    if not found:
+        raise BuildError(
+            f"there is nothing to try on {engine.name}",
+            found="; ".join(notes) or None,
+            expected=f"at least one of {', '.join(map(str, engine.precisions()))}",
+        )
+    return SearchSpace(tuple(found), tuple(notes))
+
+
+def _of_precision(engine: Engine, graph: Graph, precision: Precision) -> list[Candidate]:
+    rewrites: list[Options] = [
+        _rewrite(recipe, method)
+        for recipe in engine.recipes(precision)
+        for method in (RANGE_METHODS if precision is Precision.INT8 else (None,))
+    ] or [{}]
+    builds = list(engine.build_options(precision, graph)) or [{}]
+    return [
+        Candidate(
+            id=_identifier(engine.name, precision, rewrite, build, rewrites=rewrites, builds=builds),
+            engine=engine.name,
+            precision=precision,
+            options={**rewrite, **build},
+        )
+        for rewrite in rewrites
+        for build in builds
+    ]
+
+
+def _rewrite(recipe: Recipe, method: str | None) -> Options:
+    return {RECIPE: recipe.name} if method is None else {RECIPE: recipe.name, RANGES: method}
+
+
+def _identifier(
+    engine: str,
+    precision: Precision,
+    rewrite: Options,
+    build: Options,
+    *,
+    rewrites: Sequence[Options],
+    builds: Sequence[Options],
+) -> str:
+    """Readable and unique: only what differs in the search space is named ("onnxruntime-int8-entropy")."""
+    parts = [engine, str(precision)]
+    if len({options.get(RECIPE) for options in rewrites}) > 1:
+        parts.append(str(rewrite[RECIPE]))
+    if RANGES in rewrite:
+        parts.append(str(rewrite[RANGES]))
+    parts += [str(value) for key, value in build.items() if value != builds[0].get(key)]
+    return "-".join(parts)
+
+
+def _as_it_is(
+    engine: Engine, graph: Graph, precisions: Sequence[Precision] | None, *, has_reference: bool
+) -> SearchSpace:
+    """A model that was rewritten already: taken as it is, its own reference unless one is given."""
+    precision = Precision.INT8 if graph.quantized else Precision.FP16
+    kind = "quantized" if graph.quantized else "FP16"
+    if precisions is not None and precision not in precisions:
+        raise SpecError(
+            f"the model is already {kind} and is only tried as it is",
+            found=f"precision {', '.join(map(str, precisions))}",
+            expected=str(precision),
+            fix="leave --precision out, or give the FP32 model",
+        )
+    judged = "the reference that was given" if has_reference else "itself"
+    builds = list(engine.build_options(precision, graph)) or [{}]
+    found = [
+        Candidate(
+            id=_identifier(engine.name, precision, {}, build, rewrites=[{}], builds=builds),
+            engine=engine.name,
+            precision=precision,
+            options=dict(build),
+        )
+        for build in builds
+    ]
+    return SearchSpace(tuple(found), (f"the model is already {kind}: taken as it is, judged by {judged}",))

@@ -1,0 +1,141 @@
+"""How a trial is judged under an objective, and when one is better than another beyond noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tritongen.runs.records import Comparison, LatencyPoint, Trial
+from tritongen.slo import Slo, parse_slo
+from tritongen.spec import Precision
+
+MIN_GAIN = 0.03
+"""A less exact candidate must be at least this much better, however narrow the intervals are:
+the interval of a median knows the noise within one process, not that between two."""
+
+CLOSE = 0.15
+"""Candidates nearer than this are measured again in alternation: a noisy machine drifts by as much."""
+
+_EXACTNESS = {Precision.FP32: 0, Precision.FP16: 1, Precision.INT8: 2}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A trial at the point of its curve by which the objective judges it."""
+
+    trial: Trial
+    point: LatencyPoint
+    meets_slo: bool
+    score: float
+    """Higher is better: inferences per second, or 1000 / median milliseconds."""
+
+    @property
+    def id(self) -> str:
+        return self.trial.candidate.id
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The objective, taken apart."""
+
+    text: str
+    batch_size: int | None
+    """The batch size that latency is judged at; None: throughput."""
+    latency_slos: tuple[Slo, ...] = ()
+    instances: int | None = None
+    """Fixed by the spec; None: what the trials find best."""
+
+    @classmethod
+    def parse(cls, objective: str, slo: Sequence[str] = (), instances: int | None = None) -> Goal:
+        """From the spec's texts; SpecError for an SLO that cannot be read."""
+        kind, _, batch = objective.partition("@")
+        size = int(batch or 1) if kind == "latency" else None
+        latencies = tuple(one for one in map(parse_slo, slo) if one.unit == "ms")
+        return cls(objective, size, latencies, instances)
+
+    def score(self, point: LatencyPoint) -> float:
+        return point.throughput if self.batch_size is None else 1000.0 / max(point.median_ms, 1e-9)
+
+
+def judge(trial: Trial, goal: Goal) -> Judged:
+    """The trial at the point that speaks for it under the goal."""
+    points = [p for p in trial.curve if goal.instances in (None, p.instances)] or list(trial.curve)
+    if goal.batch_size is not None:
+        sizes = [p.batch_size for p in points if p.batch_size <= goal.batch_size]
+        size = max(sizes, default=min(p.batch_size for p in points))
+        allowed, met = [p for p in points if p.batch_size == size], True
+    else:
+        fitting = [p for p in points if meets(p, goal.latency_slos)]
+        met = bool(fitting)
+        size = max((p.batch_size for p in fitting), default=min(p.batch_size for p in points))
+        allowed = [p for p in (fitting or points) if p.batch_size == size]
+    point = max(allowed, key=lambda p: (goal.score(p), -p.p99_ms, -p.instances, str(p.runtime)))
+    return Judged(trial, point, met, goal.score(point))
+
+
+def meets(point: LatencyPoint, slos: Sequence[Slo]) -> bool:
+    """Whether the bare engine's latencies at this point leave the SLO possible.
+
+    The curve keeps mean, median and P99: percentiles above the median are held against the P99.
+    """
+    return all(slo.holds(_value(point, slo)) for slo in slos)
+
+
+def beats(one: Judged, other: Judged, comparisons: Sequence[Comparison] = ()) -> bool:
+    """Whether `one` is better than `other` beyond noise."""
+    if one.meets_slo != other.meets_slo:
+        return one.meets_slo
+    if one.point.batch_size != other.point.batch_size:
+        return one.score > other.score * (1 + MIN_GAIN)
+    measured = measured_ratio(one, other, comparisons)
+    if measured is not None:
+        return measured[1] > 1 and measured[0] > 1 + MIN_GAIN
+    return one.score > other.score * (1 + max(MIN_GAIN, noise(one, other)))
+
+
+def close_call(trials: Sequence[Trial], goal: Goal) -> tuple[Judged, Judged] | None:
+    """(less exact, more exact): the two leaders, where their curves are too close to tell them apart."""
+    judged = sorted((judge(trial, goal) for trial in trials), key=rank)
+    precisions = sorted({exactness(one.trial)[0] for one in judged})
+    leaders = [next(one for one in judged if exactness(one.trial)[0] == p) for p in precisions]
+    if len(leaders) < 2:  # noqa: PLR2004
+        return None
+    exact, other = leaders[0], min(leaders[1:], key=rank)
+    if exact.meets_slo != other.meets_slo or exact.point.batch_size != other.point.batch_size:
+        return None
+    margin = max(CLOSE, 2 * noise(exact, other))
+    return (other, exact) if 1 / (1 + margin) < other.score / exact.score < 1 + margin else None
+
+
+def noise(one: Judged, other: Judged) -> float:
+    """Half-width of the 95 % interval of the ratio of two scores, from the spreads of both medians."""
+    return math.hypot(one.point.spread, other.point.spread)
+
+
+def exactness(trial: Trial) -> tuple[float, ...]:
+    """Sort key, most exact first: the precision, then the loss that the accuracy gate measured."""
+    loss = trial.accuracy.loss if trial.accuracy and trial.accuracy.loss is not None else 0.0
+    return _EXACTNESS[trial.candidate.precision], max(0.0, loss)
+
+
+def rank(one: Judged) -> tuple[bool, float, str]:
+    return not one.meets_slo, -one.score, one.id
+
+
+def measured_ratio(
+    one: Judged, other: Judged, comparisons: Sequence[Comparison]
+) -> tuple[float, float] | None:
+    """(ratio, its lower bound) of the two in alternation, whichever way round it was measured."""
+    for c in comparisons:
+        if c.batch_size == one.point.batch_size and c.candidate == one.id and c.against == other.id:
+            return c.ratio, c.low
+        if c.batch_size == one.point.batch_size and c.candidate == other.id and c.against == one.id:
+            return 1 / c.ratio, 1 / c.high
+    return None
+
+
+def _value(point: LatencyPoint, slo: Slo) -> float:
+    if slo.metric == "mean":
+        return point.mean_ms
+    return point.median_ms if (slo.percentile or 0) <= 50 else point.p99_ms  # noqa: PLR2004

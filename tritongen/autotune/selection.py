@@ -1,0 +1,78 @@
+"""The winner: a pure function of trials, comparisons, objective and service-level objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tritongen.autotune.judging import Goal, Judged, beats, exactness, judge, measured_ratio, rank
+from tritongen.autotune.verdicts import excluded, nothing_passed, why_lost, why_won
+from tritongen.runs.records import Comparison, Loser, Outcome, Selection, Trial
+
+
+def select(
+    trials: Sequence[Trial],
+    *,
+    objective: str = "throughput",
+    slo: Sequence[str] = (),
+    max_batch_size: int,
+    max_batch_size_is_asked_for: bool = False,
+    instances: int | None = None,
+    comparisons: Sequence[Comparison] = (),
+    notes: Sequence[str] = (),
+) -> Selection:
+    """The winner and one sentence per loser; BuildError if no trial passed.
+
+    The most exact passing candidate (FP32, if it passed) is the fallback. Another replaces it only if it is
+    better beyond the noise of both: by `MIN_GAIN` and by the combined 95 % intervals of their medians, or,
+    where the two were measured in alternation (`comparisons`), by the interval of that ratio.
+    """
+    goal = Goal.parse(objective, slo, instances)
+    passed = [judge(trial, goal) for trial in trials if selectable(trial)]
+    if not passed:
+        raise nothing_passed(trials)
+    ranked = sorted(passed, key=rank)
+    best = _best(ranked, comparisons)
+    winner = _winner(best, ranked, comparisons)
+    losers = [one for one in ranked if one is not winner]
+    served = winner.point.batch_size if goal.latency_slos and goal.batch_size is None else max_batch_size
+    return Selection(
+        objective=objective,
+        winner=winner.id,
+        reason=why_won(winner, best, losers, goal, comparisons),
+        runtime=winner.point.runtime,
+        instances=goal.instances or winner.point.instances,
+        batch_size=winner.point.batch_size,
+        max_batch_size=max_batch_size if max_batch_size_is_asked_for else min(served, max_batch_size),
+        losers=(
+            *(Loser(candidate=one.id, reason=why_lost(one, winner, goal, comparisons)) for one in losers),
+            *sorted((excluded(t) for t in trials if not selectable(t)), key=lambda loser: loser.candidate),
+        ),
+        runners_up=tuple(one.id for one in losers),
+        comparisons=tuple(comparisons),
+        notes=tuple(notes),
+    )
+
+
+def selectable(trial: Trial) -> bool:
+    """Whether a trial may win at all: it passed the accuracy gate and was measured."""
+    return trial.outcome is Outcome.PASSED and bool(trial.curve)
+
+
+def _best(ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged:
+    """The best by its curve, unless one that was measured in alternation with it beat it there."""
+    best = ranked[0]
+    for one in ranked[1:]:
+        if measured_ratio(one, best, comparisons) and beats(one, best, comparisons):
+            best = one
+    return best
+
+
+def _winner(best: Judged, ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged:
+    """The most exact of those that the best does not beat; it must itself beat every more exact precision."""
+
+    def earned(one: Judged) -> bool:
+        rivals = (other for other in ranked if exactness(other.trial)[0] < exactness(one.trial)[0])
+        return all(beats(one, other, comparisons) for other in rivals)
+
+    ties = [one for one in ranked if not beats(best, one, comparisons) and earned(one)]
+    return min(ties or [best], key=lambda one: (exactness(one.trial), rank(one)))

@@ -1,0 +1,88 @@
+"""One sentence per candidate: why it won, why it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tritongen.autotune.judging import MIN_GAIN, Goal, Judged, beats, exactness, measured_ratio, noise
+from tritongen.errors import BuildError
+from tritongen.runs.records import Comparison, Loser, Outcome, Trial
+
+
+def figure(one: Judged, goal: Goal) -> str:
+    """The number that decides, in words ("1,204 inferences/s at batch 8")."""
+    point = one.point
+    if goal.batch_size is None:
+        return f"{number(point.throughput)} inferences/s at batch {point.batch_size}"
+    return f"median {number(point.median_ms)} ms at batch {point.batch_size}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, or all digits before the point ("0.0123", "12.3", "1,234")."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"  # noqa: PLR2004
+
+
+def why_won(
+    winner: Judged, best: Judged, losers: Sequence[Judged], goal: Goal, comparisons: Sequence[Comparison]
+) -> str:
+    """The winner's sentence."""
+    if winner is not best:
+        reason = (
+            f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, comparisons)}, "
+            f"which is not beyond noise, so the more exact candidate is kept"
+        )
+    elif losers:
+        rival = min(losers, key=lambda one: exactness(one.trial))
+        reason = f"{figure(winner, goal)}, {_gain(winner, rival, comparisons)} than {rival.id}"
+    else:
+        reason = f"{figure(winner, goal)}; no other candidate passed"
+    accuracy = winner.trial.accuracy
+    if accuracy is not None and accuracy.loss:
+        reason += f"; {accuracy.summary}"
+    if not winner.meets_slo:
+        missed = ", ".join(str(slo) for slo in goal.latency_slos)
+        reason += f"; no candidate meets {missed}: its P99 at batch {winner.point.batch_size} is "
+        reason += f"{number(winner.point.p99_ms)} ms"
+    return reason
+
+
+def why_lost(one: Judged, winner: Judged, goal: Goal, comparisons: Sequence[Comparison]) -> str:
+    """The sentence of a candidate that passed the gate and was not selected."""
+    if winner.meets_slo and not one.meets_slo:
+        missed = ", ".join(str(slo) for slo in goal.latency_slos)
+        return (
+            f"P99 {number(one.point.p99_ms)} ms at batch {one.point.batch_size} rules out {missed}, "
+            f"which {winner.id} leaves possible"
+        )
+    if beats(winner, one, comparisons):
+        return f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}"
+    return (
+        f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}: not beyond noise "
+        f"(±{100 * max(MIN_GAIN, noise(one, winner)):.0f} %), so the more exact candidate is kept"
+    )
+
+
+def excluded(trial: Trial) -> Loser:
+    """The sentence of a candidate that was rejected or failed."""
+    verb = {Outcome.REJECTED: "rejected", Outcome.FAILED: "failed", Outcome.PASSED: "was not measured"}
+    return Loser(candidate=trial.candidate.id, reason=f"{verb[trial.outcome]}: {trial.reason}")
+
+
+def nothing_passed(trials: Sequence[Trial]) -> BuildError:
+    """The error for a model of which no candidate can be served."""
+    causes = sorted({f"{trial.candidate.id} {excluded(trial).reason}" for trial in trials})
+    return BuildError(
+        "no candidate passed" if trials else "there was no candidate to try",
+        found="\n            ".join(causes) or None,
+        expected="at least one candidate that builds, runs and is accurate enough",
+        fix="read log.txt in the trial's folder, or loosen --accuracy-limit if the loss is acceptable",
+    )
+
+
+def _gain(one: Judged, other: Judged, comparisons: Sequence[Comparison]) -> str:
+    """How much faster or slower `one` is, in words, by the head-to-head where there was one."""
+    measured = measured_ratio(one, other, comparisons)
+    ratio = measured[0] if measured else one.score / other.score if other.score > 0 else 1.0
+    side = " in alternation" if measured else ""
+    percent = 100 * (ratio - 1)
+    return f"{abs(percent):.1f} % {'faster' if percent >= 0 else 'slower'}{side}"
