@@ -1,4 +1,7 @@
-"""An ONNX file, inspected: what goes in, what comes out, and whether it batches."""
+"""An ONNX file, inspected: what goes in, what comes out, and whether it batches.
+
+`onnx_file` reads it, `validity` judges it, `inspection` describes it, `value_ranges` finds index limits.
+"""
 
 from __future__ import annotations
 
@@ -65,3 +68,18 @@ class Graph:
     @property
     def opset(self) -> int:
         return self.opsets.get("", 0)
+
+    @property
+    def batched(self) -> bool:
+        """Whether axis 0 is treated as the batch: declared or confirmed, and not refuted by a run."""
+        return self.batch.status in (BatchStatus.DECLARED, BatchStatus.CONFIRMED)
+
+
+def inspect_model(path: Path) -> Graph:
+    """Read and check the ONNX file at `path`, never its external data's content but for the digest.
+
+    ModelError says what makes it unusable: not ONNX, damaged, incomplete, invalid, or not servable by Triton.
+    """
+    from tritongen.graph.inspection import inspect
+
+    return inspect(path)
