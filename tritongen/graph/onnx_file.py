@@ -197,7 +197,7 @@ def _external_size(name: str, tensor: str, path: Path) -> int:
             f"{path} keeps weights outside its own folder, which ONNX does not allow",
             found=f"tensor '{tensor}' in {name!r}",
             expected=f"a file inside {path.parent}",
-            fix="put the data beside the model: onnx.save_model(..., save_as_external_data=True, location=NAME)",
+            fix="put the data beside the model: onnx.save_model(..., save_as_external_data=True)",
         )
     if not target.is_file():
         raise ModelError(
