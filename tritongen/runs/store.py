@@ -4,6 +4,9 @@
                   selection.json       the winner and the losers
                   events.jsonl         progress, one JSON object a line
                   lock                 held by the build that is running
+                  fingerprint.json     what the last finished build depended on, and what it wrote
+                  preparation/         the data and the batch axis, looked at once (preparation.json)
+                  comparison/          the leaders measured in alternation (comparison.json)
                   calibration/         ranges by data and model digest
                   trials/<candidate>/  trial.json, samples.npz, log.txt, the artifact
 """
@@ -43,6 +46,18 @@ class RunDirectory:
     @property
     def lock(self) -> Path:
         return self.root / "lock"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.root / "fingerprint.json"
+
+    @property
+    def preparation(self) -> Path:
+        return self.root / "preparation"
+
+    @property
+    def comparison(self) -> Path:
+        return self.root / "comparison"
 
     @property
     def calibration(self) -> Path:
