@@ -1,0 +1,61 @@
+# `make demo` and `make test` need nothing but Python; each makes the environment in .venv by itself.
+#   PYTHON=/path/to/python3.11   the Python to make it with (default: the first that fits)
+#   ARGS='-k accuracy'           for pytest
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ARGS ?=
+
+.PHONY: help demo test lint format doctor clean distclean
+
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## train a model, build, serve, load test, verdict: under 3 minutes beside the downloads
+	@$(BIN)/python examples/digits/demo.py
+
+test: $(VENV)/.dev ## environment and the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## ruff and mypy --strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## rewrite the sources in the house's form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+doctor: $(VENV)/.demo ## what works on this machine, and what is missing
+	@$(BIN)/tritongen doctor
+
+clean: ## remove what builds, tests and the demo left behind
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/digits/out
+	find tritongen tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## and the environment
+	rm -rf $(VENV)
+
+# Made only when it is not there or was left half-made.
+$(VENV)/.made:
+	@set -e; \
+	if $(BIN)/python -m ensurepip >/dev/null 2>&1; then :; \
+	elif ! $(PIP) --version >/dev/null 2>&1; then \
+	    python=$$(PYTHON='$(PYTHON)' .ci/pick-python); \
+	    echo "Making the environment $(VENV) with $$python …"; \
+	    "$$python" -m venv --clear $(VENV); \
+	fi; \
+	touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.made
+	@echo "Installing tritongen with its embedded Triton (about 250 MB of downloads, once) …"
+	@$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.made
+	@echo "Installing tritongen with its embedded Triton and the test tools (about 350 MB of downloads, once) …"
+	@$(PIP) install --quiet --editable '.[demo,dev]'
+	@touch $@ $(VENV)/.demo
