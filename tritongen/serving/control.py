@@ -1,0 +1,274 @@
+"""Talks to any running Triton or KServe v2 server: is it ready, what does it serve, what has it counted."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from tritongen.errors import InputError, ServerError
+from tritongen.serving.statistics import ModelStatistics
+from tritongen.serving.transport import Refusal
+
+DEFAULT_TIMEOUT_S = 10.0
+READY_POLL_S = 0.05
+DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
+
+
+@dataclass(frozen=True)
+class TensorMetadata:
+    """An input or output as the server describes it; −1 marks a dynamic dimension."""
+
+    name: str
+    datatype: str
+    """KServe's name ("FP32", "BYTES")."""
+    shape: tuple[int, ...]
+    """With the batch axis, if the model batches."""
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a server says about one model."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+
+
+@dataclass(frozen=True)
+class ServerMetadata:
+    """What a server says about itself."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One version of a model in the server's repository."""
+
+    name: str
+    version: str
+    state: str
+    """READY, UNAVAILABLE, LOADING, UNLOADING, or empty if it was never loaded."""
+    reason: str
+
+
+class Transport(Protocol):
+    """One protocol to a server. Answers are JSON-like; refusals by the server raise `Refusal`."""
+
+    def server_live(self) -> bool: ...
+
+    def server_ready(self) -> bool: ...
+
+    def model_ready(self, name: str, version: str) -> bool: ...
+
+    def server_metadata(self) -> dict[str, Any]: ...
+
+    def model_metadata(self, name: str, version: str) -> dict[str, Any]: ...
+
+    def model_config(self, name: str, version: str) -> dict[str, Any]: ...
+
+    def statistics(self, name: str, version: str) -> dict[str, Any]: ...
+
+    def index(self) -> list[dict[str, Any]]: ...
+
+    def load(self, name: str, config: str | None) -> None: ...
+
+    def unload(self, name: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def connect(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> ServerControl:
+    """A control for `http://`, `https://`, `grpc://` or `grpcs://host:port`; nothing is sent yet.
+
+    A bare `host:port` means HTTP; a bare `host` means Triton's own HTTP port, 8000.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port == -1:
+        raise InputError(
+            f"'{url}' is not the address of a server",
+            expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
+            fix="for a Triton on this machine: --url http://127.0.0.1:8000",
+        )
+    port = port or (DEFAULT_PORTS[parts.scheme] if "://" in url else 8000)
+    secure = parts.scheme.endswith("s")
+    if parts.scheme.startswith("http"):
+        from tritongen.serving.transport import HttpTransport
+
+        return ServerControl(url, HttpTransport(parts.hostname, port, parts.path, secure, timeout_s))
+    from tritongen.serving.transport_grpc import GrpcTransport
+
+    return ServerControl(url, GrpcTransport(parts.hostname, port, secure, timeout_s))
+
+
+class ServerControl:
+    """Questions and commands to one server; everything that fails raises ServerError."""
+
+    def __init__(self, url: str, transport: Transport) -> None:
+        self.url = url
+        self._transport = transport
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._transport.close()
+
+    def is_live(self) -> bool:
+        """Whether a server answers at all; False instead of an error."""
+        try:
+            return self._transport.server_live()
+        except ServerError:
+            return False
+
+    def is_ready(self, model: str = "", version: str = "") -> bool:
+        """Whether the server (or the model) takes requests; False instead of an error."""
+        try:
+            return self._transport.model_ready(model, version) if model else self._transport.server_ready()
+        except (ServerError, Refusal):
+            return False
+
+    def check_ready(self, model: str = "", version: str = "") -> None:
+        """ServerError with the reason if the server or the model does not take requests."""
+        if not self._transport.server_live():  # raises with the reason if nobody answers
+            raise ServerError(f"the server at {self.url} says that it is not live")
+        if not model:
+            if not self._transport.server_ready():
+                raise ServerError(
+                    f"the server at {self.url} is not ready",
+                    found=self._states(),
+                    fix="read its log",
+                )
+            return
+        if not self.is_ready(model, version):
+            self.model_metadata(model, version)  # raises if it is unknown
+            raise ServerError(
+                f"model '{model}' at {self.url} is not ready",
+                found=self._states(model),
+                fix="read the server's log",
+            )
+
+    def wait_ready(self, model: str = "", version: str = "", timeout_s: float = 60.0) -> None:
+        """Wait until the server (and the model) takes requests; ServerError with the reason otherwise."""
+        deadline = time.monotonic() + timeout_s
+        while not self.is_ready(model, version):
+            if time.monotonic() > deadline:
+                self.check_ready(model, version)
+                return
+            time.sleep(READY_POLL_S)
+
+    def server_metadata(self) -> ServerMetadata:
+        answer = self._ask(self._transport.server_metadata)
+        return ServerMetadata(
+            answer.get("name", ""), answer.get("version", ""), tuple(answer.get("extensions", ()))
+        )
+
+    def model_metadata(self, model: str, version: str = "") -> ModelMetadata:
+        answer = self._ask(self._transport.model_metadata, model, version)
+        return ModelMetadata(
+            name=answer.get("name", model),
+            versions=tuple(map(str, answer.get("versions", ()))),
+            platform=answer.get("platform", ""),
+            inputs=tuple(map(_tensor, answer.get("inputs", ()))),
+            outputs=tuple(map(_tensor, answer.get("outputs", ()))),
+        )
+
+    def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+        """The configuration that the model runs with, under config.pbtxt's own names (Triton only)."""
+        config: dict[str, Any] = self._ask(self._transport.model_config, model, version)
+        return config
+
+    def statistics(self, model: str, version: str = "") -> ModelStatistics:
+        """What the server has counted of a version; without one, of the newest one (Triton only)."""
+        entries = self._ask(self._transport.statistics, model, version).get("model_stats", [])
+        if not entries:
+            raise ServerError(f"the server at {self.url} keeps no statistics of model '{model}'")
+        return max(map(ModelStatistics.from_json, entries), key=lambda each: _version_number(each.version))
+
+    def index(self) -> tuple[IndexEntry, ...]:
+        """Every model in the server's repository, with its state (Triton only)."""
+        names = ("name", "version", "state", "reason")
+        return tuple(
+            IndexEntry(*(str(entry.get(name, "")) for name in names))
+            for entry in self._ask(self._transport.index)
+        )
+
+    def load(self, model: str, config: str | None = None) -> None:
+        """Load or reload a model, with another configuration (JSON) than its file's if one is given."""
+        self._ask(self._transport.load, model, config)
+
+    def unload(self, model: str) -> None:
+        """Take a model out of service."""
+        self._ask(self._transport.unload, model)
+
+    def _ask(self, method: Any, *arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except Refusal as refusal:
+            raise self._explain(refusal, arguments[0] if arguments else "") from None
+
+    def _explain(self, refusal: Refusal, model: str) -> ServerError:
+        if not _means_unknown(refusal):
+            return ServerError(f"the server at {self.url} refuses", found=str(refusal))
+        try:
+            names = sorted({str(entry.get("name")) for entry in self._transport.index()})
+        except (ServerError, Refusal):
+            names = []
+        near = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
+        return ServerError(
+            f"the server at {self.url} has no model '{model}' that is loaded",
+            found=self._states() if names else str(refusal),
+            fix=f"did you mean '{near[0]}'?" if near and near[0] != model else "check the name, or load it",
+        )
+
+    def _states(self, model: str = "") -> str:
+        try:
+            entries = [entry for entry in self._transport.index() if model in ("", entry.get("name"))]
+        except (ServerError, Refusal):
+            return "the server does not say why"
+        return "; ".join(map(_state, entries)) or "no models"
+
+
+def read_metrics(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
+    """The Prometheus text at `url` ("http://127.0.0.1:8002/metrics")."""
+    from tritongen.serving.transport import HttpTransport
+
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    transport = HttpTransport(
+        parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme], "", secure, timeout_s
+    )
+    return transport.text(parts.path or "/metrics")
+
+
+def _means_unknown(refusal: Refusal) -> bool:
+    known = re.search(r"unknown model|not found|not exist|no available versions", str(refusal), re.IGNORECASE)
+    return known is not None or refusal.status == HTTPStatus.NOT_FOUND
+
+
+def _state(entry: Mapping[str, Any]) -> str:
+    version = f" version {entry['version']}" if entry.get("version") else ""
+    reason = f" ({entry['reason']})" if entry.get("reason") else ""
+    return f"{entry.get('name')}{version}: {entry.get('state') or 'not loaded'}{reason}"
+
+
+def _tensor(value: Mapping[str, Any]) -> TensorMetadata:
+    return TensorMetadata(
+        str(value.get("name", "")), str(value.get("datatype", "")), tuple(map(int, value.get("shape", ())))
+    )
+
+
+def _version_number(version: str) -> int:
+    return int(version) if version.isdigit() else 0

@@ -1,0 +1,89 @@
+"""TCP ports of this machine: free ones, and who holds a taken one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from pathlib import Path
+
+from tritongen.errors import InputError, RequirementError
+
+LISTEN = "0A"
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """`count` different ports that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(_socket(host)) for _ in range(count)]
+        for each in sockets:
+            each.bind((host, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def check_port(port: int, host: str, flag: str) -> None:
+    """RequirementError naming who holds `port`; `flag` is the option that chooses another."""
+    with _socket(host) as probe:
+        # As servers do: a port whose last connections are still in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            raise _cannot_bind(error, port, host, flag) from error
+
+
+def _cannot_bind(error: OSError, port: int, host: str, flag: str) -> Exception:
+    if error.errno == errno.EADDRINUSE:
+        return RequirementError(
+            f"port {port} is taken",
+            found=f"held by {holder(port) or 'a process that this user may not see'}",
+            fix=f"stop it, or choose another with {flag} (0: any free port)",
+        )
+    if error.errno == errno.EACCES:
+        return RequirementError(
+            f"this user may not open port {port}", expected="1024 or above", fix=f"choose another with {flag}"
+        )
+    return InputError(
+        f"cannot listen on {host}:{port}",
+        found=str(error),
+        expected="an address of this machine",
+        fix="use --host 127.0.0.1, or 0.0.0.0 for every network of this machine",
+    )
+
+
+def holder(port: int) -> str | None:
+    """The process that listens on `port` ("PID 12 (nginx -g …)"), or None if it cannot be seen."""
+    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if any(str(handle.readlink()) in inodes for handle in (process / "fd").iterdir()):
+                return f"PID {process.name} ({command_line(int(process.name))})"
+    return None
+
+
+def command_line(pid: int, limit: int = 80) -> str:
+    """What the process was started with, shortened; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        words = (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        )
+        return words if len(words) <= limit else words[: limit - 1] + "…"
+    return ""
+
+
+def _listening_inodes(port: int) -> set[str]:
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(fields[9])
+    return inodes
+
+
+def _socket(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)

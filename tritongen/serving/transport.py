@@ -1,0 +1,147 @@
+"""The KServe v2 protocol over HTTP, with Triton's extensions."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+from urllib.parse import quote
+
+from tritongen.errors import ServerError
+
+
+class Refusal(Exception):  # noqa: N818  (it is an answer, not a failure of ours)
+    """The server answered that it will not; the text is its own."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP status, or its nearest for a gRPC status."""
+
+
+class HttpTransport:
+    """One HTTP request per call."""
+
+    def __init__(self, host: str, port: int, prefix: str, secure: bool, timeout_s: float) -> None:
+        self._address = f"{'https' if secure else 'http'}://{host}:{port}"
+        self._host, self._port, self._secure = host, port, secure
+        self._prefix = prefix.rstrip("/")
+        self._timeout_s = timeout_s
+
+    def server_live(self) -> bool:
+        return self._status("/v2/health/live")
+
+    def server_ready(self) -> bool:
+        return self._status("/v2/health/ready")
+
+    def model_ready(self, name: str, version: str) -> bool:
+        return self._status(f"{_model(name, version)}/ready")
+
+    def server_metadata(self) -> dict[str, Any]:
+        return self._object("/v2")
+
+    def model_metadata(self, name: str, version: str) -> dict[str, Any]:
+        return self._object(_model(name, version))
+
+    def model_config(self, name: str, version: str) -> dict[str, Any]:
+        return self._object(f"{_model(name, version)}/config")
+
+    def statistics(self, name: str, version: str) -> dict[str, Any]:
+        return self._object(f"{_model(name, version)}/stats")
+
+    def index(self) -> list[dict[str, Any]]:
+        answer = self._json("POST", "/v2/repository/index", {})
+        return answer if isinstance(answer, list) else []
+
+    def load(self, name: str, config: str | None) -> None:
+        body = {} if config is None else {"parameters": {"config": config}}
+        self._json("POST", f"/v2/repository/models/{quote(name, safe='')}/load", body)
+
+    def unload(self, name: str) -> None:
+        self._json("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {})
+
+    def text(self, path: str) -> str:
+        """The body of a plain GET."""
+        status, body = self._exchange("GET", path, None)
+        if status != http.client.OK:
+            raise ServerError(f"{self._address}{path} answers with HTTP status {status}")
+        return body.decode(errors="replace")
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _status(self, path: str) -> bool:
+        status, _ = self._exchange("GET", path, None)
+        return status == http.client.OK
+
+    def _object(self, path: str) -> dict[str, Any]:
+        answer = self._json("GET", path)
+        if not isinstance(answer, dict):
+            raise self._not_v2("the answer is not a JSON object")
+        return answer
+
+    def _json(self, verb: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        status, content = self._exchange(verb, path, body)
+        try:
+            answer = json.loads(content) if content else {}
+        except ValueError:
+            answer = None
+        if status != http.client.OK:
+            error = answer.get("error") if isinstance(answer, dict) else None
+            raise Refusal(str(error or f"HTTP status {status} for {path}"), status)
+        if answer is None:
+            raise self._not_v2("the answer is not JSON")
+        return answer
+
+    def _exchange(self, verb: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=self._timeout_s)
+        try:
+            connection.request(
+                verb,
+                self._prefix + path,
+                None if body is None else json.dumps(body),
+                {"Content-Type": "application/json"},
+            )
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except http.client.HTTPException as error:
+            raise self._not_v2(f"{type(error).__name__}: {error!s:.60}") from None
+        except OSError as error:
+            raise unreachable(self._address, error) from None
+        finally:
+            connection.close()
+
+    def _not_v2(self, found: str) -> ServerError:
+        return ServerError(
+            f"{self._address} does not speak the KServe v2 protocol over HTTP",
+            found=found,
+            fix="if this is the server's gRPC port, use grpc:// instead of http://",
+        )
+
+
+def unreachable(address: str, error: OSError) -> ServerError:
+    """The error for a connection that could not be made or broke."""
+    if isinstance(error, ConnectionRefusedError):
+        return ServerError(
+            f"no server listens at {address}",
+            found="connection refused",
+            fix="start one with `tritongen serve`, or give its address with --url",
+        )
+    if isinstance(error, socket.gaierror):
+        return ServerError(f"the host of {address} is unknown", found=str(error), fix="check --url")
+    if isinstance(error, TimeoutError):
+        return ServerError(f"{address} did not answer in time", fix="check the server's log and load")
+    if isinstance(error, ConnectionResetError):
+        return ServerError(
+            f"{address} closed the connection",
+            found=str(error),
+            fix="if this is the server's gRPC port, use grpc:// instead of http://",
+        )
+    return ServerError(f"{address} cannot be reached", found=str(error))
+
+
+def _model(name: str, version: str) -> str:
+    path = f"/v2/models/{quote(name, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path

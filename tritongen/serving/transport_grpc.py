@@ -1,0 +1,107 @@
+"""The KServe v2 protocol over gRPC, with Triton's extensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tritongen.errors import ServerError
+from tritongen.serving.transport import Refusal
+
+
+class GrpcTransport:
+    """A channel that is opened with the first call."""
+
+    def __init__(self, host: str, port: int, secure: bool, timeout_s: float) -> None:
+        from tritonclient import grpc
+
+        self._address = f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
+        self._timeout_s = timeout_s
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._client = grpc.InferenceServerClient(target, ssl=secure)
+
+    def server_live(self) -> bool:
+        return bool(self._call("is_server_live"))
+
+    def server_ready(self) -> bool:
+        return bool(self._call("is_server_ready"))
+
+    def model_ready(self, name: str, version: str) -> bool:
+        return bool(self._call("is_model_ready", name, version))
+
+    def server_metadata(self) -> dict[str, Any]:
+        return to_json(self._call("get_server_metadata"))
+
+    def model_metadata(self, name: str, version: str) -> dict[str, Any]:
+        return to_json(self._call("get_model_metadata", name, version))
+
+    def model_config(self, name: str, version: str) -> dict[str, Any]:
+        return to_json(self._call("get_model_config", name, version).config)
+
+    def statistics(self, name: str, version: str) -> dict[str, Any]:
+        return to_json(self._call("get_inference_statistics", name, version))
+
+    def index(self) -> list[dict[str, Any]]:
+        models: list[dict[str, Any]] = to_json(self._call("get_model_repository_index")).get("models", [])
+        return models
+
+    def load(self, name: str, config: str | None) -> None:
+        self._call("load_model", name, config=config)
+
+    def unload(self, name: str) -> None:
+        self._call("unload_model", name)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return getattr(self._client, method)(*arguments, client_timeout=self._timeout_s, **options)
+        except InferenceServerException as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: Any) -> Exception:
+        status = (error.status() or "").removeprefix("StatusCode.")
+        message = str(error.message())
+        if status == "UNIMPLEMENTED":
+            return Refusal(f"the server does not offer this: {message}", 501)
+        if status == "DEADLINE_EXCEEDED":
+            return ServerError(
+                f"{self._address} did not answer in time", fix="check the server's log and load"
+            )
+        if status != "UNAVAILABLE" or "model" in message:
+            return Refusal(message, 404 if status == "NOT_FOUND" else 400)
+        if "refused" in message:
+            return ServerError(
+                f"no server listens at {self._address}",
+                found="connection refused",
+                fix="start one with `tritongen serve`, or give its address with --url",
+            )
+        return ServerError(
+            f"{self._address} cannot be reached over gRPC",
+            found=message[:200],
+            fix="if this is the server's HTTP port, use http:// instead of grpc://",
+        )
+
+
+def to_json(message: Any) -> dict[str, Any]:
+    """A protobuf message as the HTTP API gives it (names, whole numbers, enums), without defaults."""
+    return {field.name: _value(field, value) for field, value in message.ListFields()}
+
+
+def _value(field: Any, value: Any) -> Any:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        inner = field.message_type.fields_by_name["value"]
+        return {key: _single(inner, value[key]) for key in value}
+    if isinstance(value, (str, bytes, int, float)) or hasattr(value, "ListFields"):
+        return _single(field, value)
+    return [_single(field, each) for each in value]
+
+
+def _single(field: Any, value: Any) -> Any:
+    if field.message_type is not None:
+        return to_json(value)
+    if field.enum_type is not None:
+        return field.enum_type.values_by_number[value].name
+    return value
