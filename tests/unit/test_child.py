@@ -1,0 +1,122 @@
+"""Stages in child processes: real crashes, limits, time-outs and orphans."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tritongen.autotune.child import run_child
+from tritongen.errors import DataError
+from tritongen.runs.events import Event, EventSink, discard
+
+
+def ends_well(job: Path, events: EventSink) -> None:
+    events(Event("trial", "progress", "half way", fraction=0.5))
+    (job.parent / "result").write_text("done")
+
+
+def segfaults(_job: Path, events: EventSink) -> None:
+    events(Event("trial", "progress", "opening the model"))
+    ctypes.string_at(0)
+
+
+def is_killed(_job: Path, _events: EventSink) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def outgrows_its_limit(_job: Path, _events: EventSink) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    bytearray(8 << 30)
+
+
+def hangs(job: Path, _events: EventSink) -> None:
+    helper = subprocess.Popen(["sleep", "600"])
+    (job.parent / "pids").write_text(f"{os.getpid()} {helper.pid}")
+    time.sleep(600)
+
+
+def raises(_job: Path, _events: EventSink) -> None:
+    raise ValueError("this is not what was meant")
+
+
+def explains(_job: Path, _events: EventSink) -> None:
+    raise DataError("input 'x' holds NaN", found="3 of 8 samples", fix="clean the data")
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
+
+
+def wait_until_gone(*pids: int) -> None:
+    deadline = time.monotonic() + 20
+    while not all(map(is_gone, pids)):
+        assert time.monotonic() < deadline, f"still there: {[pid for pid in pids if not is_gone(pid)]}"
+        time.sleep(0.02)
+
+
+def run(function: str, folder: Path, timeout_s: float = 60, events: EventSink = discard) -> str | None:
+    failure = run_child(f"{__name__}:{function}", folder / "job.json", timeout_s=timeout_s, events=events)
+    return failure.reason if failure else None
+
+
+def test_it_ends_well_and_its_events_arrive(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    assert run("ends_well", tmp_path, events=seen.append) is None
+    assert (tmp_path / "result").read_text() == "done"
+    assert [(event.message, event.fraction) for event in seen] == [("half way", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("function", "telling"),
+    [
+        ("segfaults", "segmentation fault (SIGSEGV) after: opening the model"),
+        ("is_killed", "SIGKILL"),
+        ("outgrows_its_limit", "MemoryError"),
+        ("raises", "ValueError: this is not what was meant"),
+    ],
+)
+def test_how_it_died_is_told(function: str, telling: str, tmp_path: Path) -> None:
+    assert telling in (run(function, tmp_path) or "")
+
+
+def test_a_segfault_leaves_a_stack_in_the_log(tmp_path: Path) -> None:
+    run("segfaults", tmp_path)
+    assert "in segfaults" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_explained_error_comes_back_whole(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        run("explains", tmp_path)
+    assert (caught.value.found, caught.value.fix) == ("3 of 8 samples", "clean the data")
+
+
+def test_a_time_out_ends_the_whole_family(tmp_path: Path) -> None:
+    assert "did not end within 2 s" in (run("hangs", tmp_path, timeout_s=2) or "")
+    wait_until_gone(*map(int, (tmp_path / "pids").read_text().split()))
+
+
+def test_no_orphan_survives_a_killed_parent(tmp_path: Path) -> None:
+    code = f"from tests.unit.test_child import *; run('hangs', Path({str(tmp_path)!r}))"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    pids = tmp_path / "pids"
+    while not (pids.exists() and pids.read_text().count(" ")):
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    child, helper = map(int, pids.read_text().split())
+    wait_until_gone(child)
+    os.kill(helper, signal.SIGKILL)  # what a killed child had started is beyond its reach
