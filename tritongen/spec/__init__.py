@@ -2,11 +2,64 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from tritongen.errors import SpecError
+from tritongen.slo import parse_slo
+
+MAX_NAME_LENGTH = 100
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def check_model_name(name: str) -> str:
+    """`name`, if Triton, a folder and a URL can all carry it; SpecError otherwise."""
+    if _MODEL_NAME.fullmatch(name) and len(name) <= MAX_NAME_LENGTH:
+        return name
+    raise SpecError(
+        f"the model name {name[:120]!r} cannot be used",
+        found=f"{len(name)} characters" if len(name) > MAX_NAME_LENGTH else name or "an empty name",
+        expected=f"1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ . - and no '.' or '-' at the start",
+        fix=f"name it for example '{suggest_model_name(name)}'",
+    )
+
+
+def suggest_model_name(text: str) -> str:
+    """A usable model name that resembles `text`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("._-")[:MAX_NAME_LENGTH] or "model"
+
+
+def is_function(source: str) -> bool:
+    """Whether a data source or a metric is `module:function` rather than a path or a built-in."""
+    return _FUNCTION.fullmatch(source) is not None
+
+
+def _explained(check: Callable[[str], object]) -> AfterValidator:
+    """A pydantic validator out of a function that raises SpecError."""
+
+    def validate(text: str) -> str:
+        try:
+            check(text)
+        except SpecError as error:
+            context = {"found": error.found, "expected": error.expected, "fix": error.fix}
+            raise PydanticCustomError("spec", "{text}", {"text": error.message, **context}) from error
+        return text
+
+    return AfterValidator(validate)
+
+
+ModelName = Annotated[str, _explained(check_model_name)]
+SloText = Annotated[str, _explained(parse_slo)]
+Text = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""Text that YAML may read as a number (`128`)."""
 
 
 class Precision(str, Enum):
@@ -21,7 +74,7 @@ class Precision(str, Enum):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataSpec(_Model):
@@ -38,7 +91,9 @@ class DataSpec(_Model):
 class AccuracySpec(_Model):
     """How accuracy is judged and how much of it may be lost."""
 
-    metric: str | None = None
+    metric: Annotated[str, Field(pattern=r"^(top[1-9][0-9]*|mean_iou|f1|[A-Za-z_][\w.]*:[\w.]+)$")] | None = (
+        None
+    )
     """`top1`, `topK` such as `top5`, `mean_iou`, `f1` or `module:function`; default: by the labels."""
     output: str | None = None
     """The output that the metric reads; default: the only one, or the first with the labels' batch."""
@@ -64,7 +119,7 @@ class ServingSpec(_Model):
     default_priority_level: int = Field(default=0, ge=0)
     response_cache: bool = False
     warmup: bool = True
-    parameters: dict[str, str] = Field(default_factory=dict)
+    parameters: dict[str, Text] = Field(default_factory=dict)
     """Extra backend parameters; they win over tritongen's own."""
     raw: str = ""
     """Text appended to config.pbtxt as it is."""
@@ -79,7 +134,7 @@ class ModelSpec(_Model):
 
     path: Path
     """The ONNX file; relative paths count from the spec file."""
-    engine: str = "auto"
+    engine: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     """`auto`, `tensorrt` or `onnxruntime`."""
     precision: tuple[Precision, ...] | None = None
     """What to try; default: every precision that the engine has and the data can prove."""
@@ -87,11 +142,11 @@ class ModelSpec(_Model):
     """Largest batch to measure and serve; 0 turns batching off; default 8, or what the graph allows."""
     objective: Annotated[str, Field(pattern=r"^(throughput|latency|latency@[1-9][0-9]*)$")] = "throughput"
     """`throughput` (at the largest batch size that the SLO allows), `latency`, or `latency@BATCH`."""
-    slo: tuple[str, ...] = ()
+    slo: tuple[SloText, ...] = ()
     """Service-level objectives such as `p99<=20ms` or `throughput>=500/s`."""
-    shapes: dict[str, str] = Field(default_factory=dict)
+    shapes: dict[str, Text] = Field(default_factory=dict)
     """Sizes for dynamic axes by input: `3x320x320`, or min..opt..max per axis; with or without the batch."""
-    ranges: dict[str, str] = Field(default_factory=dict)
+    ranges: dict[str, Text] = Field(default_factory=dict)
     """Inclusive value ranges of integer inputs: `0..30521`."""
     data: DataSpec = DataSpec()
     accuracy: AccuracySpec = AccuracySpec()
@@ -100,8 +155,10 @@ class ModelSpec(_Model):
     """The serving image, as `nvcr.io/nvidia/tritonserver:YY.MM-py3`; default: the embedded Triton."""
     keep_candidates: bool = False
     """Keep passing runners-up beside the winner (model.int8.onnx, …)."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
+    folder: SkipJsonSchema[Path] = Path()
+    """The folder of the spec file, set on loading: `module:function` is looked for there too."""
 
 
 class Spec(_Model):
@@ -110,10 +167,38 @@ class Spec(_Model):
     repository: Path = Path("model_repository")
     run_dir: Path = Path(".tritongen")
     """Where trials, samples and logs are kept; see docs/run-directory.md."""
-    models: dict[str, ModelSpec] = Field(min_length=1)
+    models: dict[ModelName, ModelSpec] = Field(min_length=1)
     """By the name that Triton serves them under."""
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the spec file, for editors and for the docs."""
-    return Spec.model_json_schema()
+    schema = Spec.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "tritongen.yaml"}
+
+
+def load_spec(path: Path) -> Spec:
+    """The spec in the YAML file at `path`, its paths made relative to the working directory.
+
+    SpecError names file, line and key, the nearest right name and the allowed values.
+    """
+    from tritongen.spec.loading import load
+
+    return load(path)
+
+
+def spec_for_models(paths: tuple[Path, ...]) -> Spec:
+    """A spec with defaults for bare ONNX files, named by their file names; SpecError if two names clash."""
+    from tritongen.spec.loading import from_models
+
+    return from_models(paths)
+
+
+def override(spec: Spec, model: str | None = None, **flags: Any) -> Spec:
+    """`spec` with flags over it: those that are not None, on every model or on the one named `model`.
+
+    SpecError if a value is not allowed, or if a flag can only mean one model and there are several.
+    """
+    from tritongen.spec.overrides import apply
+
+    return apply(spec, model, flags)

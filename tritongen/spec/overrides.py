@@ -1,0 +1,106 @@
+"""Flags over a spec: what the command line says wins, and is validated by the same rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from tritongen.errors import SpecError
+from tritongen.spec import Spec
+from tritongen.spec.problems import explain_flags
+from tritongen.spec.yaml_lines import Location
+
+_JOB_FLAGS = ("repository", "run_dir")
+
+_MODEL_FLAGS: dict[str, tuple[str, ...]] = {
+    "engine": ("engine",),
+    "precision": ("precision",),
+    "max_batch_size": ("max_batch_size",),
+    "objective": ("objective",),
+    "slo": ("slo",),
+    "shapes": ("shapes",),
+    "ranges": ("ranges",),
+    "calibration_data": ("data", "calibration"),
+    "validation_data": ("data", "validation"),
+    "labels": ("data", "labels"),
+    "accuracy_metric": ("accuracy", "metric"),
+    "accuracy_limit": ("accuracy", "limit"),
+    "accuracy_output": ("accuracy", "output"),
+    "reference": ("accuracy", "reference"),
+    "instances": ("serving", "instances"),
+    "queue_delay_us": ("serving", "queue_delay_us"),
+    "keep_versions": ("serving", "keep_versions"),
+    "template": ("serving", "template"),
+    "target": ("target",),
+    "keep_candidates": ("keep_candidates",),
+    "seed": ("seed",),
+}
+"""Flag (as a keyword) → key in the model's part of the spec."""
+
+_MERGED = ("shapes", "ranges")
+"""Flags that add to a mapping of the spec instead of replacing it."""
+
+_SPELLING = {"shapes": "--shape", "ranges": "--range", "keep_versions": "--keep"}
+
+
+def apply(spec: Spec, model: str | None, flags: dict[str, Any]) -> Spec:
+    """What `tritongen.spec.override` returns."""
+    given = {name: value for name, value in flags.items() if value not in (None, (), {})}
+    unknown = sorted(set(given) - set(_MODEL_FLAGS) - set(_JOB_FLAGS) - {"name"})
+    if unknown:
+        raise TypeError(f"not a flag: {', '.join(unknown)}")
+    targets = _targets(spec, model)
+    data = spec.model_dump()
+    for name in targets:
+        for flag, keys in _MODEL_FLAGS.items():
+            if flag in given:
+                _put(data["models"][name], keys, given[flag], merge=flag in _MERGED)
+    data.update({flag: given[flag] for flag in _JOB_FLAGS if flag in given})
+    if "name" in given:
+        data["models"] = _renamed(data["models"], targets, given["name"])
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        places: dict[Location, str] = {
+            keys: _spelling(flag) for flag, keys in _MODEL_FLAGS.items() if flag in given
+        }
+        if "name" in given:
+            places["models", given["name"], "[key]"] = "--name"
+        raise explain_flags(error, Spec, places) from error
+
+
+def _targets(spec: Spec, model: str | None) -> list[str]:
+    if model is None:
+        return list(spec.models)
+    if model not in spec.models:
+        raise SpecError(
+            f"the spec has no model '{model}'",
+            found=model,
+            expected=", ".join(spec.models),
+            fix="use one of these",
+        )
+    return [model]
+
+
+def _put(entry: dict[str, Any], keys: tuple[str, ...], value: Any, *, merge: bool) -> None:
+    for key in keys[:-1]:
+        entry = entry[key]
+    entry[keys[-1]] = {**entry[keys[-1]], **value} if merge else value
+
+
+def _renamed(models: dict[str, Any], targets: list[str], name: str) -> dict[str, Any]:
+    if len(targets) != 1:
+        raise SpecError(
+            "--name can only name one model",
+            found=f"{len(targets)} models: {', '.join(targets)}",
+            expected="one model",
+            fix="name them in a spec, or build them one by one",
+        )
+    if name in models and name != targets[0]:
+        raise SpecError(f"the spec already has a model '{name}'", found=name, fix="choose another --name")
+    return {name if key == targets[0] else key: entry for key, entry in models.items()}
+
+
+def _spelling(flag: str) -> str:
+    return _SPELLING.get(flag, "--" + flag.replace("_", "-"))

@@ -1,0 +1,145 @@
+"""pydantic's complaints, in words: where, what was found, what is allowed, and the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tritongen.errors import SpecError
+from tritongen.spec.yaml_lines import Document, Location
+
+
+def explain(error: ValidationError, model: type[BaseModel], document: Document) -> SpecError:
+    """One SpecError for everything that pydantic found: the first in full, the others by place."""
+    schema = model.model_json_schema()
+    problems = sorted(error.errors(), key=lambda problem: _line(problem, document))
+    first = _describe(problems[0], schema, document.where(problems[0]["loc"]), dotted(problems[0]["loc"]))
+    if len(problems) > 1:
+        others = [f"{document.where(p['loc'])}: {dotted(p['loc'])}: {_summary(p)}" for p in problems[1:6]]
+        more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""  # noqa: PLR2004
+        first.args = (first.message,)
+        first.message += "".join(f"\n  also {text}" for text in others) + more
+    return first
+
+
+def explain_flags(error: ValidationError, model: type[BaseModel], flags: dict[Location, str]) -> SpecError:
+    """One SpecError for a value that came from a flag; `flags` maps places in the spec to flag names."""
+    problem = error.errors()[0]
+    location = problem["loc"]
+    name = next(
+        (
+            flags[location[start:end]]
+            for start in range(len(location))
+            for end in range(len(location), start, -1)
+            if location[start:end] in flags
+        ),
+        dotted(location),
+    )
+    return _describe(problem, model.model_json_schema(), name, dotted(location))
+
+
+def dotted(location: Location) -> str:
+    """`models.detector.slo[0]` for ("models", "detector", "slo", 0)."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return text.removeprefix(".")
+
+
+def _line(problem: ErrorDetails, document: Document) -> int:
+    _, _, line = document.where(problem["loc"]).rpartition(":")
+    return int(line) if line.isdigit() else 0
+
+
+def _summary(problem: ErrorDetails) -> str:
+    return "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+
+
+def _describe(problem: ErrorDetails, schema: dict[str, Any], where: str, key: str) -> SpecError:
+    kind, location, context = problem["type"], problem["loc"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(schema, where, key, location)
+    if kind == "missing":
+        return SpecError(
+            f"{where}: the key '{key}' is missing",
+            expected=_meaning(schema, location),
+            fix=f"add '{location[-1]}:' under '{dotted(location[:-1])}'"
+            if location[:-1]
+            else f"add '{key}:'",
+        )
+    shown = repr(problem["input"])
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."  # noqa: PLR2004
+    if kind == "spec":
+        return SpecError(f"{where}: {key}: {problem['msg']}", **{
+            name: context.get(name) for name in ("found", "expected", "fix")
+        })  # fmt: skip
+    allowed = _allowed(schema, location)
+    near = difflib.get_close_matches(str(problem["input"]), allowed, n=1) if allowed else []
+    return SpecError(
+        f"{where}: {key}: {problem['msg'][:1].lower()}{problem['msg'][1:]}",
+        found=shown,
+        expected=", ".join(allowed) or _meaning(schema, location),
+        fix=f"did you mean '{near[0]}'?" if near else None,
+    )
+
+
+def _unknown_key(schema: dict[str, Any], where: str, key: str, location: Location) -> SpecError:
+    allowed = sorted(_resolve(schema, location[:-1]).get("properties", {}))
+    name = str(location[-1])
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    elsewhere = "" if near else _home(schema, name)
+    return SpecError(
+        f"{where}: unknown key '{key}'",
+        found=name,
+        expected=", ".join(allowed),
+        fix=f"did you mean '{near[0]}'?" if near else elsewhere or "remove it",
+    )
+
+
+def _home(schema: dict[str, Any], name: str) -> str:
+    """Where a key that exists elsewhere in the spec belongs."""
+    sections = {"DataSpec": "data", "AccuracySpec": "accuracy", "ServingSpec": "serving"}
+    for title, section in sections.items():
+        if name in schema["$defs"].get(title, {}).get("properties", {}):
+            return f"it belongs under models.NAME.{section}"
+    if name in schema["$defs"]["ModelSpec"]["properties"]:
+        return "it belongs under models.NAME"
+    return ""
+
+
+def _resolve(schema: dict[str, Any], location: Location) -> dict[str, Any]:
+    """The part of the JSON schema that describes the value at `location`; empty if there is none."""
+    part = _follow(schema, schema)
+    for step in location:
+        if isinstance(step, int):
+            part = part.get("items", {})
+        elif step in part.get("properties", {}):
+            part = part["properties"][step]
+        elif isinstance(part.get("additionalProperties"), dict):
+            part = part["additionalProperties"]
+        part = _follow(part, schema)
+    return part
+
+
+def _follow(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Through references and optional values to what they mean."""
+    while True:
+        if "$ref" in part:
+            target = schema["$defs"][part["$ref"].rsplit("/", 1)[-1]]
+            part = {**target, **({"description": part["description"]} if "description" in part else {})}
+        elif "anyOf" in part:
+            real = [option for option in part["anyOf"] if option.get("type") != "null"]
+            part = {**real[0], **({"description": part["description"]} if "description" in part else {})}
+        else:
+            return part
+
+
+def _allowed(schema: dict[str, Any], location: Location) -> list[str]:
+    part = _resolve(schema, location)
+    return [str(value) for value in part.get("enum", [])]
+
+
+def _meaning(schema: dict[str, Any], location: Location) -> str | None:
+    description = _resolve(schema, location).get("description")
+    return " ".join(description.split()) if description else None
