@@ -7,19 +7,75 @@ from pathlib import Path
 
 from tritongen.errors import ServerError
 
-_ERROR_LINE = re.compile(r'^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\] "?(?P<text>.*?)"?$', re.MULTILINE)
-_LOAD_FAILURE = re.compile(
-    r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<cause>.*)", re.DOTALL
-)
-_EXCEPTION_PREFIX = re.compile(r"^(\w+( \w+)?: )?(TritonModelException|[\w.]*Error|[\w.]*Exception): ")
-_NOISE = ("CudaDriverHelper", "NVML", "DCGM")
+_LOAD_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<cause>.*)")
+_POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<cause>.*)")
+_NOT_FOUND = re.compile(r"failed to load '(?P<model>[^']+)', (?P<cause>.*)")
+_SYNTAX = re.compile(r"Error parsing text-format inference\.ModelConfig: (\d+):(\d+): (.*)")
+_LIBRARY = re.compile(r"error while loading shared libraries: .*")
+_PORT_TAKEN = re.compile(r"address already in use|socket '[^']*' already in use", re.IGNORECASE)
+
+# "Internal: TritonModelException: " says nothing to a user; a Python exception's own name does.
+_STATUS = re.compile(r"^(Internal|Invalid argument|Unavailable|Not found|Unsupported|Unknown): ")
+_SOURCE_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ [^(]*\(.*?\) ")
+_KILLED = 137
+_BACKENDS = 'backend: "onnxruntime" (or "python")'
 
 
-def bind_failed(log: str) -> bool:
-    """Whether the server ended because it could not open a port."""
-    return re.search(r"address already in use|Socket '[^']*' already in use", log, re.IGNORECASE) is not None
+def port_taken(log: str) -> bool:
+    """Whether the server ended because another process has one of its ports."""
+    return _PORT_TAKEN.search(log) is not None
 
 
-def cause_of_failure(log: str, repository: Path, log_file: Path | None) -> ServerError:
+def cause_of_failure(log: str, exit_code: int, repository: Path, log_file: Path | None) -> ServerError:
     """The error that explains why the server ended before it was ready."""
-    return ServerError(f"Triton ended before it was ready, on {repository}", found=log, fix=str(log_file))
+    where = f"the whole log is in {log_file}" if log_file else "keep the whole log with --log-file PATH"
+    if failures := model_failures(log):
+        names = ", ".join(f"'{name}'" for name in failures)
+        return ServerError(
+            f"Triton cannot serve {'model' if len(failures) == 1 else 'models'} {names} of {repository}",
+            found="; ".join(failures.values() if len(failures) == 1 else map(": ".join, failures.items())),
+            expected=_BACKENDS if any("backend" in cause for cause in failures.values()) else None,
+            fix=f"mend the model, or serve the others with --model NAME; {where}",
+        )
+    if port_taken(log):
+        return ServerError(
+            "Triton could not open its ports", found=_last_error(log), fix="choose others, or 0 for free ones"
+        )
+    if exit_code == _KILLED:
+        return ServerError(
+            "Triton was killed while it started",
+            found="SIGKILL, as the kernel sends it when memory runs out",
+            fix=where,
+        )
+    return ServerError(
+        f"Triton ended before it was ready (exit code {exit_code})", found=_last_error(log), fix=where
+    )
+
+
+def model_failures(log: str) -> dict[str, str]:
+    """Why each model did not load, in one line each."""
+    failures: dict[str, str] = {}
+    for pattern in (_LOAD_FAILED, _POLL_FAILED, _NOT_FOUND):
+        for match in pattern.finditer(log):
+            failures.setdefault(match["model"], _readable(match["cause"], log))
+    return failures
+
+
+def _readable(cause: str, log: str) -> str:
+    # Triton writes its log lines as JSON strings; a Python traceback follows after "At:".
+    cause = cause.removesuffix('"').replace('\\"', '"').replace("\\n", "\n").partition("\n\nAt:")[0]
+    cause = _STATUS.sub("", cause).removeprefix("TritonModelException: ")
+    cause = " ".join(_SOURCE_PLACE.sub("", cause).split())
+    if "failed to read text proto" in cause and (syntax := _SYNTAX.search(log)):
+        return f"config.pbtxt line {syntax[1]}, column {syntax[2]}: {syntax[3]}"
+    if "failed to open text file" in cause and "config.pbtxt" in cause:
+        return "there is no config.pbtxt"
+    if "Stub process" in cause and (library := _LIBRARY.search(log)):
+        return f"{cause}: {library[0]}"
+    return cause
+
+
+def _last_error(log: str) -> str:
+    lines = [line for line in log.splitlines() if line.strip() and not line.startswith(("|", "+", "I"))]
+    telling = [line for line in lines if re.match(r"error:|E\d{4} |.*error while loading", line)]
+    return (telling or lines or ["an empty log"])[-1]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from tritongen.errors import RepositoryError, RequirementError, ServerError
 from tritongen.serving import supervisor
 from tritongen.serving.control import connect
-from tritongen.serving.diagnosis import bind_failed, cause_of_failure
+from tritongen.serving.diagnosis import cause_of_failure, port_taken
 from tritongen.serving.installation import Installation, find_installation
 from tritongen.serving.ports import check_port, free_ports
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 BACKENDS = Path(__file__).parent / "backends"
-EXIT_TIMEOUT_S = 10
+# How long Triton waits for requests in flight; also for idle keep-alive connections, before it unloads.
+EXIT_TIMEOUT_S = 4
 POLL_S = 0.05
 PORT_ATTEMPTS = 3
 
@@ -118,7 +119,7 @@ class EmbeddedServer:
                 if not isinstance(error, ServerError):
                     raise
                 # Another process may take a free port between our choosing it and Triton's opening it.
-                if not (chosen and bind_failed(log)) or attempt == PORT_ATTEMPTS - 1:
+                if not (chosen and port_taken(log)) or attempt == PORT_ATTEMPTS - 1:
                     raise
                 self._forget(chosen)
             else:
@@ -130,7 +131,7 @@ class EmbeddedServer:
             if self._process.poll() is None:
                 self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(2 * EXIT_TIMEOUT_S)
+                self._process.wait(3 * EXIT_TIMEOUT_S)
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
@@ -176,7 +177,7 @@ class EmbeddedServer:
                 "LD_LIBRARY_PATH": [str(installation.libpython.parent), str(installation.libraries)],
             },
             "lifeline": read_end,
-            "grace_s": 1.5 * EXIT_TIMEOUT_S,
+            "grace_s": 2 * EXIT_TIMEOUT_S,
             "shm_prefix": _shm_prefix(scratch),
             "scratch": str(scratch),
         }
@@ -225,8 +226,8 @@ class EmbeddedServer:
         control = connect(self.http_url, timeout_s=5.0)
         deadline = time.monotonic() + self.ready_timeout_s
         while not control.is_ready():
-            if self.poll() is not None:
-                raise cause_of_failure(self._log_text(), self.repository, self.log_file)
+            if (code := self.poll()) is not None:
+                raise cause_of_failure(self._log_text(), code, self.repository, self.log_file)
             if time.monotonic() > deadline:
                 raise ServerError(
                     f"the server was not ready after {self.ready_timeout_s:.0f} s",
@@ -247,7 +248,7 @@ class EmbeddedServer:
             self._lifeline = None
 
 
-def stop_process(pid: int, timeout_s: float = 2.0 * EXIT_TIMEOUT_S) -> bool:
+def stop_process(pid: int, timeout_s: float = 3.0 * EXIT_TIMEOUT_S) -> bool:
     """End the server whose supervisor is `pid`; False if it still runs after `timeout_s`."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)

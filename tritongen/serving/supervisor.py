@@ -100,8 +100,7 @@ def _watch(server: subprocess.Popen[bytes], job: dict[str, Any], wakeup: int, st
         if stop.wanted and deadline is None:
             server.terminate()
             deadline = time.monotonic() + job["grace_s"]
-        elif deadline is not None and (time.monotonic() > deadline or not _children(server.pid)):
-            # No stubs: every model is unloaded. Triton would wait on for idle HTTP connections to close.
+        elif deadline is not None and time.monotonic() > deadline:
             server.kill()
     return code
 
@@ -109,7 +108,7 @@ def _watch(server: subprocess.Popen[bytes], job: dict[str, Any], wakeup: int, st
 def _end_children() -> None:
     """Kill the stubs that the server left behind; they are our children now."""
     while True:
-        for pid in _children(os.getpid()):
+        for pid in _children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         try:
@@ -118,13 +117,14 @@ def _end_children() -> None:
             return
 
 
-def _children(parent: int) -> list[int]:
+def _children() -> list[int]:
+    me = str(os.getpid())
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 # The name in parentheses may hold spaces; the parent is the second field after it.
-                if (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
+                if (entry / "stat").read_text().rpartition(")")[2].split()[1] == me:
                     found.append(int(entry.name))
     return found
 
