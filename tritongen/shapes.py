@@ -1,0 +1,355 @@
+"""Sizes for dynamic axes and value ranges for integer inputs: from flags, spec, data or graph."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tritongen.errors import DataError, SpecError
+from tritongen.graph import BatchStatus, Graph
+from tritongen.tensors import TensorSpec
+
+Shape = tuple[int, ...]
+Sizes = tuple[int, int, int]
+"""Smallest, usual and largest size of one axis."""
+
+_AXIS = re.compile(r"([0-9]+)(?:\.\.([0-9]+))?(?:\.\.([0-9]+))?")
+_RANGE = re.compile(r"\s*(-?[0-9]+)\s*\.\.\s*(-?[0-9]+)\s*")
+_SHAPE_FORMS = "sizes joined by x, such as 3x320x320, or min..opt..max per axis: 3x224..320..640x320"
+_MAX_SIZE = 2**31 - 1
+_WHOLE_TYPES = {"int8": (-(2**7), 2**7 - 1), "uint8": (0, 2**8 - 1)}
+"""Small integers are pictures and quantized values: all of their values are usual."""
+
+
+class SeenData(Protocol):
+    """What a data set tells about the shapes and values in it."""
+
+    @property
+    def shapes(self) -> Mapping[str, Mapping[Shape, int]]:
+        """By input: each shape seen (per item for a batching model) and how often."""
+        ...
+
+    @property
+    def value_ranges(self) -> Mapping[str, tuple[int, int]]:
+        """By integer input: the smallest and the largest value seen."""
+        ...
+
+
+@dataclass(frozen=True)
+class ResolvedInput:
+    """An input with a size for each axis and, for integers, the values that it may take."""
+
+    spec: TensorSpec
+    min: Shape
+    """Per item, without the batch axis, when the model batches; full dims otherwise. So are opt and max."""
+    opt: Shape
+    max: Shape
+    value_range: tuple[int, int] | None = None
+    """Inclusive; None for inputs that are not integers."""
+    shape_source: str = "model"
+    """Where the sizes of dynamic axes come from: `model` (there are none), `given`, `data`, `same name`."""
+    range_source: str | None = None
+    """Where the value range comes from: `given`, `data`, `graph`, `dtype`."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether only one shape is meant."""
+        return self.min == self.max
+
+    def __str__(self) -> str:
+        return "x".join(_axis_text(sizes) for sizes in zip(self.min, self.opt, self.max, strict=True))
+
+
+def parse_shape(text: str) -> tuple[Sizes, ...]:
+    """(min, opt, max) per axis of `3x224..320..640`; of `min..max` opt is the largest. Or SpecError."""
+    axes = [_parse_axis(part, text) for part in re.split(r"\s*[xX×]\s*", text.strip())]
+    return tuple(axes)
+
+
+def _parse_axis(part: str, text: str) -> Sizes:
+    match = _AXIS.fullmatch(part)
+    if match is None:
+        found = f"'{part}' in '{text}'" if part != text else f"'{text}'"
+        raise SpecError(f"'{text}' is not a shape", found=found, expected=_SHAPE_FORMS)
+    values = [int(group) for group in match.groups() if group is not None]
+    low, high = values[0], values[-1]
+    usual = values[1] if len(values) == 3 else high  # noqa: PLR2004
+    if not 0 < low <= usual <= high <= _MAX_SIZE:
+        raise SpecError(
+            f"the sizes '{part}' of the shape '{text}' are not in order",
+            found=part,
+            expected="1 ≤ min ≤ opt ≤ max",
+            fix="write the smallest size first",
+        )
+    return low, usual, high
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """The inclusive range that `0..30521` states; SpecError otherwise."""
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise SpecError(
+            f"'{text}' is not a range of integers", found=text, expected="MIN..MAX, such as 0..30521"
+        )
+    low, high = int(match[1]), int(match[2])
+    if low > high:
+        raise SpecError(
+            f"the range '{text}' is empty", found=text, expected="MIN ≤ MAX", fix=f"write {high}..{low}"
+        )
+    return low, high
+
+
+def split_assignment(text: str, flag: str) -> tuple[str, str]:
+    """(input, value) of `images=3x320x320`; SpecError naming `flag` if it is not of that form."""
+    name, equals, value = text.rpartition("=")
+    if not equals or not name.strip() or not value.strip():
+        example = "images=3x320x320" if flag == "--shape" else "input_ids=0..30521"
+        raise SpecError(
+            f"{flag} '{text}' does not say which input it means",
+            found=text,
+            expected="INPUT=VALUE",
+            fix=f"write {flag} '{example}'",
+        )
+    return name.strip(), value.strip()
+
+
+def resolve_inputs(
+    graph: Graph,
+    shapes: Mapping[str, str],
+    ranges: Mapping[str, str],
+    dataset: SeenData | None = None,
+) -> tuple[ResolvedInput, ...]:
+    """Each input of `graph` with sizes and a value range, by the given texts, else the data, else the graph.
+
+    SpecError names what contradicts the model, or the flag to add with a proposal. Raises DataError where
+    the data hold values beyond the table that they index.
+    """
+    for texts, flag in ((shapes, "--shape"), (ranges, "--range")):
+        _check_names(texts, graph, flag)
+    given = {
+        spec.name: _given_axes(spec, shapes[spec.name], graph) for spec in graph.inputs if spec.name in shapes
+    }
+    symbols = {dim: axes[axis] for spec in graph.inputs if (axes := given.get(spec.name))
+               for axis, dim in enumerate(spec.shape) if isinstance(dim, str) and dim != "?"}  # fmt: skip
+    resolved, missing = [], []
+    for spec in graph.inputs:
+        axes, source = _sizes(spec, given.get(spec.name), symbols, dataset, graph)
+        if None in axes:
+            missing.append(spec)
+            continue
+        complete = [sizes for sizes in axes if sizes is not None][1 if graph.batched else 0 :]
+        low, usual, high = (tuple(sizes[i] for sizes in complete) for i in range(3))
+        values, origin = _value_range(spec, ranges.get(spec.name), dataset, graph)
+        resolved.append(ResolvedInput(spec, low, usual, high, values, source, origin))
+    if missing:
+        raise _missing_shapes(missing, graph)
+    return tuple(resolved)
+
+
+def _check_names(texts: Mapping[str, str], graph: Graph, flag: str) -> None:
+    names = [spec.name for spec in graph.inputs]
+    for name in texts:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise SpecError(
+                f"{flag} names the input '{name}', which the model does not have",
+                found=name,
+                expected=", ".join(names),
+                fix=f"did you mean '{near[0]}'?" if near else "use one of these names",
+            )
+
+
+def _given_axes(spec: TensorSpec, text: str, graph: Graph) -> list[Sizes | None]:
+    """Sizes for every axis of the full shape; None for a batch axis that the text leaves out."""
+    try:
+        axes: list[Sizes | None] = list(parse_shape(text))
+    except SpecError as error:
+        error.message = f"--shape '{spec.name}={text}': {error.message}"
+        raise
+    leading_dynamic = 0 in spec.dynamic_axes
+    if len(axes) == spec.rank - 1 and leading_dynamic:
+        axes.insert(0, None if graph.batched else (1, 1, 1))
+    if len(axes) != spec.rank:
+        full = "x".join(str(dim) for dim in spec.shape)
+        item = "x".join(str(dim) for dim in spec.shape[1:])
+        raise SpecError(
+            f"--shape '{spec.name}={text}' has {len(axes)} sizes, which does not fit the input",
+            found=text,
+            expected=f"{spec.rank} sizes ({full})"
+            + (f", or {spec.rank - 1} without the leading axis ({item})" if leading_dynamic and item else ""),
+            fix=f"write --shape '{propose_shape(spec, graph)}'",
+        )
+    for axis, (dim, sizes) in enumerate(zip(spec.shape, axes, strict=True)):
+        if isinstance(dim, int) and sizes is not None and set(sizes) != {dim}:
+            raise SpecError(
+                f"--shape '{spec.name}={text}' contradicts the model: axis {axis} is fixed at {dim}",
+                found=_axis_text(sizes),
+                expected=str(dim),
+                fix=f"write --shape '{propose_shape(spec, graph)}'",
+            )
+    return axes
+
+
+def _sizes(
+    spec: TensorSpec,
+    given: list[Sizes | None] | None,
+    symbols: Mapping[str, Sizes | None],
+    dataset: SeenData | None,
+    graph: Graph,
+) -> tuple[list[Sizes | None], str]:
+    """Sizes for every axis, None where nothing tells, and their source; the batch axis counts as 1."""
+    if graph.batched or (graph.batch.status is BatchStatus.REFUTED and given is None):
+        leading: Sizes | None = (1, 1, 1)
+    else:
+        leading = None
+    if given is not None:
+        return [
+            leading if axis == 0 and graph.batched else sizes for axis, sizes in enumerate(given)
+        ], "given"
+    skip = 1 if graph.batched else 0
+    seen = _seen_sizes(dataset, spec, skip)
+    axes: list[Sizes | None] = []
+    sources = {"model"}
+    for axis, dim in enumerate(spec.shape):
+        if isinstance(dim, int):
+            axes.append((dim, dim, dim))
+        elif axis == 0 and leading is not None:
+            axes.append(leading)
+        elif seen is not None:
+            axes.append(seen[axis - skip])
+            sources.add("data")
+        else:
+            axes.append(symbols.get(dim))
+            sources.add("same name")
+    return axes, next((name for name in ("data", "same name") if name in sources), "model")
+
+
+def _seen_sizes(dataset: SeenData | None, spec: TensorSpec, skip: int) -> list[Sizes] | None:
+    """(min, most frequent, max) per axis over the shapes in the data."""
+    counts = dataset.shapes.get(spec.name) if dataset is not None else None
+    if not counts:
+        return None
+    usual = max(counts, key=lambda shape: (counts[shape], shape))
+    if len(usual) != spec.rank - skip:
+        return None
+    return [
+        (min(shape[axis] for shape in counts), usual[axis], max(shape[axis] for shape in counts))
+        for axis in range(len(usual))
+    ]
+
+
+def _value_range(
+    spec: TensorSpec, text: str | None, dataset: SeenData | None, graph: Graph
+) -> tuple[tuple[int, int] | None, str | None]:
+    if not spec.dtype.is_integer:
+        if text is not None:
+            raise SpecError(
+                f"--range '{spec.name}={text}': ranges are for integer inputs",
+                found=f"{spec.name} is {spec.dtype}",
+                expected="an integer input",
+                fix="remove it; other values can be given as data (--calibration-data, --data)",
+            )
+        return None, None
+    table = graph.value_ranges.get(spec.name)
+    seen = dataset.value_ranges.get(spec.name) if dataset is not None else None
+    if seen is not None and table is not None:
+        _check_seen(spec, seen, table)
+    if text is not None:
+        return _given_range(spec, text), "given"
+    for values, source in ((seen, "data"), (table, "graph"), (_WHOLE_TYPES.get(spec.dtype.name), "dtype")):
+        if values is not None:
+            return values, source
+    raise SpecError(
+        f"the values that the integer input '{spec.name}' may take are not known",
+        found=f"{spec}, and nothing in the graph tells its range",
+        expected="an inclusive range, or real data",
+        fix=f"add --range '{spec.name}={propose_range(spec)}' (the last valid value), or ranges: in the spec",
+    )
+
+
+def _check_seen(spec: TensorSpec, seen: tuple[int, int], table: tuple[int, int]) -> None:
+    size = table[1] + 1
+    if seen[1] >= size or seen[0] < -size:  # ONNX counts negative indices from the end
+        raise DataError(
+            f"the data hold values for '{spec.name}' beyond the table that the model looks them up in",
+            found=f"values from {seen[0]} to {seen[1]}",
+            expected=f"{table[0]}..{table[1]}",
+            fix="use the data (and the vocabulary) that belong to this model",
+        )
+
+
+def _given_range(spec: TensorSpec, text: str) -> tuple[int, int]:
+    import numpy as np
+
+    try:
+        values = parse_range(text)
+    except SpecError as error:
+        error.message = f"--range '{spec.name}={text}': {error.message}"
+        raise
+    limits = np.iinfo(spec.dtype.name)
+    if values[0] < limits.min or values[1] > limits.max:
+        raise SpecError(
+            f"--range '{spec.name}={text}' holds values that {spec.dtype} cannot",
+            found=text,
+            expected=f"{limits.min}..{limits.max}",
+        )
+    return values
+
+
+def _missing_shapes(missing: Iterable[TensorSpec], graph: Graph) -> SpecError:
+    specs = list(missing)
+    flags = " ".join(f"--shape '{propose_shape(spec, graph)}'" for spec in specs)
+    return SpecError(
+        "sizes are missing for the dynamic axes of " + ", ".join(f"'{spec.name}'" for spec in specs),
+        found="; ".join(str(spec) for spec in specs),
+        expected="a size for each dynamic axis except the batch",
+        fix=f"add {flags} (a proposal), or shapes: in the spec, or give data that have them",
+    )
+
+
+def propose_shape(spec: TensorSpec, graph: Graph) -> str:
+    """A plausible `name=sizes` for the input, per item where the model batches."""
+    axes = range(1 if graph.batched else 0, spec.rank)
+    return f"{spec.name}=" + ("x".join(str(_propose_size(spec, axis, graph)) for axis in axes) or "1")
+
+
+def _propose_size(spec: TensorSpec, axis: int, graph: Graph) -> int:
+    dim = spec.shape[axis]
+    if isinstance(dim, int):
+        return dim
+    name = dim.lower()
+    if axis == 0 or "batch" in name:
+        return 1
+    if "chan" in name:
+        return 3
+    if spec.rank >= 4 and spec.dtype.name != "string":  # noqa: PLR2004 - pictures: N, C, H, W or N, H, W, C
+        return _propose_picture_size(spec, axis)
+    if spec.rank == 3 and not graph.batched and spec.dtype.is_float:  # noqa: PLR2004 - a picture without a batch
+        return 640 if axis > 0 or dim.isalpha() else 3
+    return 128 if any(word in name for word in ("seq", "len", "token", "time")) or spec.rank == 2 else 64  # noqa: PLR2004
+
+
+def _propose_picture_size(spec: TensorSpec, axis: int) -> int:
+    channels_last = spec.shape[-1] in (1, 3, 4)
+    if axis == (spec.rank - 1 if channels_last else 1):
+        return 3
+    fixed = [dim for dim in spec.shape[2:] if isinstance(dim, int) and dim > 4]  # noqa: PLR2004
+    if fixed and not channels_last:  # text lines: a fixed height of 32 or 48, and a few hundred wide
+        return 320
+    return 640
+
+
+def propose_range(spec: TensorSpec) -> str:
+    """A plausible value range for an integer input whose range nothing tells."""
+    name = spec.name.lower()
+    if "mask" in name or "type" in name or "segment" in name:
+        return "0..1"
+    return "0..127" if "pos" in name else "0..30521" if "id" in name or "token" in name else "0..99"
+
+
+def _axis_text(sizes: Sizes) -> str:
+    low, usual, high = sizes
+    return str(low) if low == high else f"{low}..{usual}..{high}"
