@@ -24,6 +24,12 @@ class Int8Recipe:
     quantize_bias: bool = False
     quantize_outputs: bool = False
     """Whether the outputs of weighted operators are quantized too."""
+    float_outputs: tuple[str, ...] = ()
+    """Operator types whose outputs stay in floating point all the same: the engine dequantizes as it sums."""
+    weights_as_pairs: bool = False
+    """Weights stay in floating point before a Q/DQ pair, in place of integers before a DQ (TensorRT)."""
+    depthwise: bool = True
+    """Whether depthwise convolutions are quantized."""
     min_opset: int = 13
     """Per-channel DequantizeLinear needs 13; FP16 scales need 19."""
     min_channels: int = 0
