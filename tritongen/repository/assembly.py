@@ -1,0 +1,316 @@
+"""One model's folder in the making: winner, runners-up, older versions, config, manifest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tritongen import __version__
+from tritongen.errors import RepositoryError, SpecError
+from tritongen.files import digest_json
+from tritongen.repository import manifest as manifests
+from tritongen.repository.config_text import parse, render
+from tritongen.repository.contents import Contents
+from tritongen.repository.existing import CONFIG, Existing, why_incompatible
+from tritongen.repository.manifest import (
+    InputEntry,
+    KeptCandidate,
+    KeptVersion,
+    Manifest,
+    Reference,
+    Source,
+    TensorEntry,
+)
+from tritongen.repository.model_config import ModelConfig, ServedTensors, TensorConfig, make_model_config
+from tritongen.repository.onnx_versions import onnx_versions
+from tritongen.repository.rules import check_rules
+from tritongen.repository.served_tensors import onnx_served_tensors
+from tritongen.runs.events import Event, EventSink
+from tritongen.runs.store import write_record
+from tritongen.tensors import from_triton
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tritongen.repository.request import BuiltCandidate, ModelToWrite
+    from tritongen.runs.records import Artifact
+    from tritongen.shapes import ResolvedInput
+
+REFERENCE = "reference.npz"
+
+
+@dataclass
+class Assembly:
+    """Fills `contents` with everything that belongs to `model`."""
+
+    model: ModelToWrite
+    contents: Contents
+    existing: Existing | None
+    """The folder that is being replaced, if tritongen wrote it."""
+    events: EventSink
+    replaced: str | None = None
+    """Why older versions could not stay, once `run` has found out."""
+
+    def run(self) -> Manifest:
+        """Write every file, flush it to the disk, and return the manifest."""
+        tensors = self._served(_file(self.model.winner))
+        config = self._config(tensors)
+        text = render(config, self.model.spec.serving.template)
+        versions = self._versions(self._checked(text))
+        newest = versions[0].version
+        self._copy(self.model.winner, newest, self.model.traits.filename)
+        runners_up = self._copy_runners_up(newest, tensors)
+        for older in versions[1:]:
+            self._link_version(older.version)
+        self.contents.write(CONFIG, text.encode("utf-8"))
+        for name, data in config.warmup_files.items():
+            self.contents.write(f"warmup/{name}", data)
+        reference = self._write_reference()
+        self._link_foreign()
+        manifest = self._manifest(config, versions, runners_up, reference)
+        write_record(self.contents.folder / manifests.FILENAME, manifest)
+        self.contents.sync()
+        return manifest
+
+    def _config(self, tensors: ServedTensors | None) -> ModelConfig:
+        model = self.model
+        return make_model_config(
+            model.name,
+            serving=model.spec.serving,
+            graph=model.graph,
+            inputs=model.inputs,
+            selection=model.selection,
+            traits=model.traits,
+            tensors=tensors,
+            sample=model.sample,
+        )
+
+    def _served(self, file: Path) -> ServedTensors | None:
+        """Shapes as the serving engine sees them, where it can be asked on this machine."""
+        if self.model.traits.backend != "onnxruntime":
+            return None
+        parsed = parse(f"optimization {{ {self.model.traits.optimization} }}", "the engine's settings")
+        return onnx_served_tensors(file, parsed.optimization.graph.level)
+
+    def _checked(self, text: str) -> Any:
+        """The parsed text; SpecError if Triton would refuse it."""
+        parsed = parse(text)
+        violations = check_rules(parsed)
+        if violations:
+            raise SpecError(
+                f"the configuration of model '{self.model.name}' would not work in Triton",
+                found="; ".join(violation.message for violation in violations),
+                fix="; ".join(dict.fromkeys(violation.fix for violation in violations)),
+            )
+        if parsed.name != self.model.name:
+            raise SpecError(
+                "the configuration names another model than its folder, which Triton refuses",
+                found=parsed.name or "no name",
+                expected=self.model.name,
+                fix="write `name: {{ config.name | quote }}` in the template",
+            )
+        return parsed
+
+    def _versions(self, config: Any) -> list[KeptVersion]:
+        """The version folders to come, newest first; an unchanged artifact keeps its number."""
+        old = sorted(self.existing.manifest.kept_versions, key=lambda v: -v.version) if self.existing else []
+        artifact = _artifact(self.model.winner)
+        new = KeptVersion(
+            version=old[0].version + 1 if old else 1,
+            candidate=self.model.selection.winner,
+            artifact_digest=artifact.digest,
+            source_digest=self.model.graph.digest,
+            created=manifests.now(),
+        )
+        keep = self.model.spec.serving.keep_versions
+        if not old or self.existing is None:
+            return [new]
+        self.replaced = why_incompatible(self.existing, config, self.model.traits.filename)
+        if self.replaced is not None:
+            if keep > 1:
+                message = f"older versions are not kept: {self.replaced}"
+                self.events(Event("write", "warning", message, subject=self.model.name))
+            return [new]
+        if old[0].artifact_digest == artifact.digest:
+            return old[:keep]
+        return [new, *old[: keep - 1]]
+
+    def _copy(self, candidate: BuiltCandidate, version: int, filename: str) -> None:
+        """Copy an artifact; RepositoryError if it is not what its trial measured."""
+        artifact = _artifact(candidate)
+        names = [(artifact.file, filename), *((extra, extra) for extra in artifact.extra_files)]
+        digest = self.contents.copy((candidate.folder / name, f"{version}/{to}") for name, to in names)
+        if digest != artifact.digest:
+            raise RepositoryError(
+                f"the files of candidate '{candidate.trial.candidate.id}' changed after they were measured",
+                found=f"SHA-256 {digest[:16]}…",
+                expected=f"{artifact.digest[:16]}…",
+                fix=f"remove {candidate.folder} and build again",
+            )
+
+    def _copy_runners_up(self, version: int, tensors: ServedTensors | None) -> tuple[KeptCandidate, ...]:
+        kept = []
+        for candidate in self.model.runners_up:
+            filename = self._runner_up_name(candidate, version)
+            reason = self._why_not_kept(candidate, version, tensors)
+            if reason is not None:
+                message = f"candidate '{candidate.trial.candidate.id}' is not kept: {reason}"
+                self.events(Event("write", "warning", message, subject=self.model.name))
+                continue
+            self._copy(candidate, version, filename)
+            kept.append(
+                KeptCandidate(
+                    candidate=candidate.trial.candidate, file=filename, accuracy=candidate.trial.accuracy
+                )
+            )
+        return tuple(kept)
+
+    def _runner_up_name(self, candidate: BuiltCandidate, version: int) -> str:
+        """`model.int8.onnx`, or with the candidate's id where that is taken."""
+        stem, _, suffix = self.model.traits.filename.rpartition(".")
+        name = f"{stem}.{candidate.trial.candidate.precision}.{suffix}"
+        return (
+            name
+            if f"{version}/{name}" not in self.contents.files
+            else (f"{stem}.{candidate.trial.candidate.id}.{suffix}")
+        )
+
+    def _why_not_kept(
+        self, candidate: BuiltCandidate, version: int, tensors: ServedTensors | None
+    ) -> str | None:
+        artifact = _artifact(candidate)
+        taken = [name for name in artifact.extra_files if f"{version}/{name}" in self.contents.files]
+        if taken:
+            return f"its weights file {taken[0]} has the name of another candidate's"
+        if tensors is not None and _shapes(self._served(_file(candidate))) != _shapes(tensors):
+            return (
+                "its inputs or outputs have other shapes than the winner's, and they share one config.pbtxt"
+            )
+        return None
+
+    def _link_version(self, version: int) -> None:
+        if self.existing is None:
+            return
+        for path, entry in self.existing.manifest.files.items():
+            if path.startswith(f"{version}/"):
+                self.contents.link(self.existing.folder / path, path, entry)
+
+    def _link_foreign(self) -> None:
+        """Files that someone put into the model's folder (labels, notes) move along."""
+        for path in self.existing.foreign if self.existing else ():
+            if self.existing and path not in self.contents.files:
+                self.contents.link(self.existing.folder / path, path, None)
+
+    def _write_reference(self) -> Reference | None:
+        if not self.model.reference:
+            return None
+        stream = io.BytesIO()
+        np.savez(stream, **{name: np.asarray(array) for name, array in self.model.reference.items()})
+        self.contents.write(REFERENCE, stream.getvalue())
+        return Reference(file=REFERENCE, digest=self.contents.files[REFERENCE].digest)
+
+    def _manifest(
+        self,
+        config: ModelConfig,
+        versions: Sequence[KeptVersion],
+        runners_up: tuple[KeptCandidate, ...],
+        reference: Reference | None,
+    ) -> Manifest:
+        model, trial, graph = self.model, self.model.winner.trial, self.model.graph
+        artifact = _artifact(model.winner)
+        ir_version, opsets = onnx_versions(
+            self.contents.folder / str(versions[0].version) / model.traits.filename
+        )
+        same = self._unchanged(versions[0].artifact_digest)
+        return Manifest(
+            name=model.name,
+            created=manifests.now(),
+            versions={"tritongen": __version__, **model.versions, **artifact.versions},
+            machine=trial.machine,
+            server=same.server if same else None,
+            target=model.spec.target,
+            source=Source(
+                file=graph.path.name,
+                digest=graph.digest,
+                size_bytes=graph.size_bytes,
+                ir_version=graph.ir_version,
+                opsets=graph.opsets,
+            ),
+            spec_digest=digest_json(model.spec.model_dump(mode="json")),
+            objective=model.selection.objective,
+            engine=trial.candidate.engine,
+            backend=config.backend,
+            candidate=trial.candidate,
+            reason=model.selection.reason,
+            runtime=model.selection.runtime,
+            instances=config.instance_groups[0].count,
+            batch_size=model.selection.batch_size,
+            max_batch_size=config.max_batch_size,
+            accuracy=trial.accuracy,
+            curve=trial.curve,
+            memory_bytes=trial.memory_bytes,
+            inputs=_input_entries(config, model.inputs),
+            outputs=tuple(_tensor_entry(tensor) for tensor in config.outputs),
+            version=versions[0].version,
+            model_file=model.traits.filename,
+            ir_version=ir_version,
+            opsets=opsets,
+            kept_versions=tuple(versions),
+            runners_up=runners_up,
+            files=dict(sorted(self.contents.files.items())),
+            reference=reference,
+            proofs=same.proofs if same else (),
+            notes=tuple(model.notes),
+        )
+
+    def _unchanged(self, artifact_digest: str) -> Manifest | None:
+        """The manifest before this one, if the same files are served by the same configuration."""
+        if self.existing is None:
+            return None
+        old = self.existing.manifest
+        same_files = old.kept_versions[:1] and old.kept_versions[0].artifact_digest == artifact_digest
+        same_config = old.files[CONFIG].digest == self.contents.files[CONFIG].digest
+        return old if same_files and same_config else None
+
+
+def _artifact(candidate: BuiltCandidate) -> Artifact:
+    artifact = candidate.trial.artifact
+    if artifact is None:
+        raise RepositoryError(
+            f"candidate '{candidate.trial.candidate.id}' has no artifact", fix="build again"
+        )
+    return artifact
+
+
+def _file(candidate: BuiltCandidate) -> Path:
+    return candidate.folder / _artifact(candidate).file
+
+
+def _shapes(tensors: ServedTensors | None) -> Any:
+    """What config.pbtxt would say of them: symbolic names do not matter."""
+    if tensors is None:
+        return None
+    both = (*tensors.inputs, *tensors.outputs)
+    return [(t.name, t.dtype, [dim if isinstance(dim, int) else -1 for dim in t.shape]) for t in both]
+
+
+def _tensor_entry(tensor: TensorConfig) -> TensorEntry:
+    return TensorEntry(name=tensor.name, dtype=from_triton(tensor.data_type).triton, dims=tensor.dims)
+
+
+def _input_entries(config: ModelConfig, inputs: Sequence[ResolvedInput]) -> tuple[InputEntry, ...]:
+    resolved = {one.spec.name: one for one in inputs}
+    return tuple(
+        InputEntry(
+            **_tensor_entry(tensor).model_dump(),
+            min_shape=resolved[tensor.name].min or (1,),
+            opt_shape=resolved[tensor.name].opt or (1,),
+            max_shape=resolved[tensor.name].max or (1,),
+            value_range=resolved[tensor.name].value_range,
+        )
+        for tensor in config.inputs
+    )
