@@ -107,7 +107,11 @@ def serving() -> Iterator[dict[str, int]]:
     )
     flags = [] if usual else [part for name in ports for part in (f"--{name}-port", ports[name])]
     try:
-        run(TRITONGEN, "serve", "--repository", REPOSITORY, "--background", *flags)
+        run(TRITONGEN, "serve", REPOSITORY, "--background", *flags)
+    except KeyboardInterrupt:
+        _stop()
+        raise
+    try:
         yield ports
     finally:
         say("5. Stop the server")
@@ -136,9 +140,9 @@ def farewell(verdict: int, seconds: float) -> None:
         f"measured is in {_short(OUT / 'run')}. Three commands to try next:",
     )
     bin_folder = _short(TRITONGEN)
-    print(f"  {bin_folder} serve --repository {_short(REPOSITORY)}")
-    print(f"  {bin_folder} loadtest digits --rate {4 * RATE} --p99-ms 50     (in a second terminal)")
-    print(f"  {bin_folder} init YOUR_MODEL.onnx                  (then: build)")
+    print(f"  {bin_folder} serve {_short(REPOSITORY)}")
+    print(f"  {bin_folder} loadtest digits --rate {4 * RATE} --p99-ms 50    # meanwhile, in another terminal")
+    print(f"  {bin_folder} init YOUR_MODEL.onnx    # writes tritongen.yaml; then: {bin_folder} build")
 
 
 def choose_ports() -> tuple[int, ...]:
@@ -188,7 +192,7 @@ def _stop() -> None:
     """Stop the server, also while another Ctrl-C comes in."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        subprocess.run([TRITONGEN, "stop", "--repository", REPOSITORY], check=False)
+        subprocess.run([TRITONGEN, "stop", REPOSITORY], check=False)
     finally:
         signal.signal(signal.SIGINT, previous)
 
