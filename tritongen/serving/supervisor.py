@@ -28,7 +28,7 @@ POLL_S = 0.5
 
 
 def main(job: dict[str, Any]) -> int:
-    """Run one server to its end and return its exit code (128 + signal if a signal ended it)."""
+    """Run one server to its end; its exit code (128 + signal if a signal ended it), 0 if asked to end."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wakeup = _wake_on_signals()
@@ -55,6 +55,8 @@ def main(job: dict[str, Any]) -> int:
     if stop.wanted or job["lifeline"] is None:
         shutil.rmtree(job["scratch"], ignore_errors=True)
     # Otherwise the server ended by itself, and whoever started it will read the log there, then remove it.
+    if stop.wanted:
+        return 0
     return code if code >= 0 else 128 - code
 
 

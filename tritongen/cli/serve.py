@@ -1,0 +1,171 @@
+"""`tritongen serve`: a real Triton on this machine, in the foreground or in the background."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from tritongen.serving.embedded import EmbeddedServer
+    from tritongen.serving.registry import RunningServer
+
+EPILOG = """\b
+Examples:
+  tritongen serve                                  # ./model_repository on ports 8000, 8001 and 8002
+  tritongen serve --background && tritongen stop
+  tritongen serve repo --model digits --http-port 0 --grpc-port 0 --metrics-port 0
+"""
+
+
+@click.command(epilog=EPILOG, short_help="Serve a repository with a real Triton on this machine.")
+@click.argument(
+    "repository", type=click.Path(path_type=Path), default="model_repository", metavar="[REPOSITORY]"
+)
+@click.option("--http-port", default=8000, show_default=True, help="0: any free port; likewise the next two.")
+@click.option("--grpc-port", default=8001, show_default=True)
+@click.option("--metrics-port", default=8002, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: reachable from the network.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Serve only this one (repeatable).")
+@click.option("--background", is_flag=True, help="Return once it is ready; `tritongen stop` ends it.")
+@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Where Triton's log goes.")
+@click.option("--cache-mb", default=0, show_default=True, help="Size of the response cache; 0: none.")
+@click.option(
+    "--ready-timeout", default=300.0, show_default=True, metavar="S", help="Seconds to load all models."
+)
+def command(  # noqa: PLR0917  (click passes every option by position or name)
+    repository: Path,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    host: str,
+    models: tuple[str, ...],
+    background: bool,
+    log_file: Path | None,
+    cache_mb: int,
+    ready_timeout: float,
+) -> int:
+    """Serve the model repository REPOSITORY (by default ./model_repository) with a real Triton.
+
+    Every model is loaded before the command reports that it serves. It listens on this machine only,
+    unless --host says otherwise, and ends with Ctrl-C (or `tritongen stop`).
+    """
+    from tritongen.serving.embedded import EmbeddedServer
+    from tritongen.serving.registry import record_path, state_folder
+
+    state = state_folder(os.environ)
+    _refuse_second(state, repository)
+    if background and log_file is None:
+        log_file = (state / "logs" / record_path(state, repository).name).with_suffix(".log")
+    server = EmbeddedServer(
+        repository,
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        load=models or None,
+        cache_bytes=cache_mb << 20,
+        log_file=log_file.absolute() if log_file else None,
+        ready_timeout_s=ready_timeout,
+        detached=background,
+    )
+    # A terminated service manager's or container's SIGTERM means the same as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    click.echo(f"starting Triton on {repository} …", err=True)
+    server.start()
+    return _keep(server, state) if background else _attend(server, state)
+
+
+def _refuse_second(state: Path, repository: Path) -> None:
+    from tritongen.errors import RequirementError
+    from tritongen.serving.registry import find_server, listing
+
+    if running := find_server(state, repository):
+        raise RequirementError(
+            "this repository is being served already",
+            found=listing([running]),
+            fix=f"use that one, or end it first: tritongen stop {repository}",
+        )
+
+
+def _keep(server: EmbeddedServer, state: Path) -> int:
+    """Leave the server running and return."""
+    from tritongen.serving.registry import register
+
+    try:
+        record = _record(server, background=True)
+        register(state, record)
+        _announce(server)
+    except BaseException:
+        server.stop()
+        raise
+    click.echo(
+        f"It runs in the background (PID {server.pid}, log {server.log_file}); `tritongen stop` ends it."
+    )
+    return 0
+
+
+def _attend(server: EmbeddedServer, state: Path) -> int:
+    """Wait until the server is stopped, by Ctrl-C or by someone else."""
+    from tritongen.errors import ServerError
+    from tritongen.serving.registry import forget, register
+
+    try:
+        register(state, _record(server, background=False))
+        _announce(server)
+        click.echo("Ctrl-C ends it.")
+        code = server.wait()
+    except KeyboardInterrupt:
+        click.echo("\nstopping …", err=True)
+        code = 0
+    finally:
+        # A second Ctrl-C must not leave the record behind; the server ends with this process anyway.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        forget(state, server.repository)
+        server.stop()
+    if code:
+        raise ServerError(
+            f"Triton ended by itself (exit code {code})",
+            fix="see its log"
+            + (f": {server.log_file}" if server.log_file else ", kept with --log-file PATH"),
+        )
+    click.echo("stopped")
+    return 0
+
+
+def _record(server: EmbeddedServer, *, background: bool) -> RunningServer:
+    from tritongen.serving.registry import RunningServer, process_identity
+
+    return RunningServer(
+        repository=str(server.repository.resolve()),
+        pid=server.pid,
+        process=process_identity(server.pid),
+        http_url=server.http_url,
+        grpc_url=server.grpc_url,
+        metrics_url=server.metrics_url,
+        log_file=str(server.log_file) if server.log_file else None,
+        background=background,
+    )
+
+
+def _announce(server: EmbeddedServer) -> None:
+    """Say what is served where, and what to do next."""
+    from tritongen.serving.control import connect
+
+    control = connect(server.http_url)
+    about = control.server_metadata()
+    ready = [entry for entry in control.index() if entry.state == "READY"]
+    names = sorted({entry.name for entry in ready})
+    click.echo(f"Triton {about.version} serves {server.repository}")
+    click.echo(f"  HTTP     {server.http_url}\n  gRPC     {server.grpc_url}\n  metrics  {server.metrics_url}")
+    for name in names:
+        versions = ", ".join(entry.version for entry in ready if entry.name == name)
+        click.echo(f"  model    {name} (version {versions})")
+    if names:
+        where = "" if server.http_port == 8000 else f" --url {server.http_url}"  # noqa: PLR2004
+        click.echo(f"Next: tritongen loadtest {names[0]} --rate 50 --p99-ms 50{where}")
+    else:
+        click.echo("  no models: the repository is empty (`tritongen build MODEL.onnx` fills it)")

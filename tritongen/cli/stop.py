@@ -1,0 +1,45 @@
+"""`tritongen stop`: end a server that `tritongen serve` started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Stop a server that `serve --background` started.")
+@click.argument("repository", type=click.Path(path_type=Path), required=False)
+@click.option("--all", "every", is_flag=True, help="Stop every server that tritongen started.")
+def command(repository: Path | None, every: bool) -> int:
+    """End the server of REPOSITORY (by default ./model_repository, or the only one that runs).
+
+    Requests in flight are given a few seconds. Nothing to stop is no error.
+    """
+    from tritongen.serving.registry import choose_server, listing, running_servers, state_folder
+
+    state = state_folder(os.environ)
+    if every:
+        chosen = running_servers(state)
+    else:
+        server = choose_server(state, repository)
+        chosen = [] if server is None else [server]
+    if not chosen:
+        others = running_servers(state)
+        click.echo(f"no server of {repository} runs; but {listing(others)}" if others else "no server runs")
+    for server in chosen:
+        _stop(state, server.pid, server.repository)
+    return 0
+
+
+def _stop(state: Path, pid: int, repository: str) -> None:
+    from tritongen.errors import ServerError
+    from tritongen.serving.embedded import stop_process
+    from tritongen.serving.registry import forget
+
+    if not stop_process(pid):
+        raise ServerError(
+            f"the server of {repository} does not end", found=f"PID {pid} runs on", fix=f"kill -9 {pid}"
+        )
+    forget(state, Path(repository))
+    click.echo(f"stopped the server of {repository}")

@@ -1,0 +1,136 @@
+"""Which servers `tritongen serve` has running: one small file each, outside the repository they serve.
+
+<state>/tritongen/servers/<digest of the repository's path>.json
+
+A record whose process is gone (or whose PID now belongs to another process) is stale and is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tritongen.errors import ServerError
+from tritongen.files import write_text
+
+SCHEMA = "tritongen/server/1"
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that `tritongen serve` started."""
+
+    repository: str
+    """Absolute, without links."""
+    pid: int
+    """The supervisor's; SIGTERM to it ends the server."""
+    process: str
+    """Tells this process from a later one with the same PID."""
+    http_url: str
+    grpc_url: str
+    metrics_url: str
+    log_file: str | None
+    background: bool
+
+    @property
+    def alive(self) -> bool:
+        return process_identity(self.pid) == self.process
+
+
+def state_folder(environment: Mapping[str, str]) -> Path:
+    """Where records and logs are kept: XDG's state folder, or the temporary one where there is no home."""
+    if base := environment.get("XDG_STATE_HOME"):
+        return Path(base) / "tritongen"
+    home = Path(environment.get("HOME", ""))
+    if home.is_absolute() and os.access(home, os.W_OK):
+        return home / ".local" / "state" / "tritongen"
+    return Path(tempfile.gettempdir()) / f"tritongen-{os.getuid()}"
+
+
+def record_path(state: Path, repository: Path) -> Path:
+    """The record of the server of `repository`."""
+    digest = hashlib.sha256(os.fsencode(repository.resolve())).hexdigest()[:16]
+    return state / "servers" / f"{digest}.json"
+
+
+def register(state: Path, server: RunningServer) -> None:
+    """Remember a running server."""
+    write_text(
+        record_path(state, Path(server.repository)),
+        json.dumps({"schema": SCHEMA, **asdict(server)}, indent=2) + "\n",
+    )
+
+
+def forget(state: Path, repository: Path) -> None:
+    """Remove the record of the server of `repository`, if there is one."""
+    record_path(state, repository).unlink(missing_ok=True)
+
+
+def running_servers(state: Path) -> list[RunningServer]:
+    """Every server that runs now; stale records are removed."""
+    servers = []
+    for path in sorted((state / "servers").glob("*.json")):
+        server = _read(path)
+        if server is not None and server.alive:
+            servers.append(server)
+        else:
+            path.unlink(missing_ok=True)
+    return servers
+
+
+def find_server(state: Path, repository: Path) -> RunningServer | None:
+    """The running server of `repository`, or None."""
+    wanted = str(repository.resolve())
+    return next((each for each in running_servers(state) if each.repository == wanted), None)
+
+
+def choose_server(state: Path, repository: Path | None) -> RunningServer | None:
+    """The server that a command without an address means, or None if none runs.
+
+    The server of `repository` if one is named; otherwise that of ./model_repository, or the only one that
+    runs. ServerError if several run and none of them is meant more than the others.
+    """
+    if repository is not None:
+        return find_server(state, repository)
+    servers = running_servers(state)
+    here = str(Path("model_repository").resolve())
+    for server in servers:
+        if server.repository == here or len(servers) == 1:
+            return server
+    if not servers:
+        return None
+    raise ServerError(
+        "several servers run, and none of them serves ./model_repository",
+        found=listing(servers),
+        fix="name the repository",
+    )
+
+
+def listing(servers: Sequence[RunningServer]) -> str:
+    """Servers in one line: repository, address and PID of each."""
+    return "; ".join(f"{each.repository} at {each.http_url} (PID {each.pid})" for each in servers)
+
+
+def process_identity(pid: int) -> str:
+    """What tells a process from others that get its PID later: the boot and its start time; "" if gone."""
+    with contextlib.suppress(OSError, IndexError):
+        # The name in parentheses may hold spaces; field 3 (the state) is the first after it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] != "Z":
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            return f"{boot}:{fields[19]}"
+    return ""
+
+
+def _read(path: Path) -> RunningServer | None:
+    try:
+        content = json.loads(path.read_text())
+        return RunningServer(**content) if content.pop("schema") == SCHEMA else None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
