@@ -21,7 +21,7 @@ Serve = Callable[[Path], EmbeddedServer]
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`tritongen` as a user starts it: a process of its own, with its servers' records apart from all others."""
+    """`tritongen` as a user starts it: a process of its own, with its own records of servers."""
 
     environment: dict[str, str]
 
