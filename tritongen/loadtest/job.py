@@ -1,0 +1,71 @@
+"""What a worker process is told: a folder with one JSON file, ready-made request bytes and its schedule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tritongen.loadtest.schedule import Schedule
+
+Protocol = Literal["http", "grpc"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the workers of a run have in common."""
+
+    protocol: Protocol
+    host: str
+    port: int
+    batch: int
+    """Items in each request."""
+    timeout_ns: int
+    max_in_flight: int
+    """Per worker."""
+    duration_ns: int
+    request_sizes: tuple[int, ...]
+
+
+def write_job(folder: Path, job: Job, requests: Sequence[bytes]) -> None:
+    """Lay down what every worker reads."""
+    (folder / "requests.bin").write_bytes(b"".join(requests))
+    (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+
+
+def read_job(folder: Path) -> tuple[Job, list[bytes]]:
+    """The job and its ready-made requests."""
+    fields = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    job = Job(**{**fields, "request_sizes": tuple(fields["request_sizes"])})
+    data = (folder / "requests.bin").read_bytes()
+    ends = np.cumsum(job.request_sizes).tolist()
+    return job, [data[end - size : end] for end, size in zip(ends, job.request_sizes, strict=True)]
+
+
+def write_share(folder: Path, worker: int, share: Schedule | int) -> None:
+    """A worker's part: its arrivals (open loop), or how many calls it keeps in flight (closed loop)."""
+    if isinstance(share, Schedule):
+        np.savez(share_path(folder, worker), offsets_ns=share.offsets_ns, requests=share.requests)
+    else:
+        np.savez(share_path(folder, worker), concurrency=share)
+
+
+def read_share(folder: Path, worker: int) -> Schedule | int:
+    """What `write_share` laid down for this worker."""
+    with np.load(share_path(folder, worker)) as arrays:
+        if "concurrency" in arrays:
+            return int(arrays["concurrency"])
+        return Schedule(arrays["offsets_ns"], arrays["requests"])
+
+
+def share_path(folder: Path, worker: int) -> Path:
+    return folder / f"share-{worker}.npz"
+
+
+def samples_path(folder: Path, worker: int) -> Path:
+    """Where the worker's rows go (SampleFile)."""
+    return folder / f"samples-{worker}.bin"

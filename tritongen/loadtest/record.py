@@ -1,0 +1,133 @@
+"""What was asked and measured → the report with its verdict."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from tritongen.loadtest import statistics, summary
+from tritongen.loadtest.inputs import Inputs
+from tritongen.loadtest.samples import Samples
+from tritongen.loadtest.settings import Settings
+from tritongen.loadtest.target import Address, ServedModel
+from tritongen.loadtest.verdict import Evidence, reach_verdict
+from tritongen.runs.loadtest import Load, LoadReport, ServerFigures
+from tritongen.runs.records import Machine
+from tritongen.serving.statistics import ModelStatistics
+
+_CLOSED_LOOP = (
+    "closed loop: it sends less while the server is slow, so it hides queueing; test promises with --rate"
+)
+_NO_FIGURES = "no statistics: they are an extension of Triton that this server does not offer"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was tested, with what, from where."""
+
+    model: ServedModel
+    address: Address
+    inputs: Inputs
+    started: str
+    """ISO 8601, UTC."""
+    machine: Machine | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a run gathered, warm-up included."""
+
+    samples: Samples
+    messages: dict[int, str]
+    """By status: what the first request that ended so said."""
+    start_ns: int
+    end_ns: int
+    """Of the schedule, or when it was stopped."""
+    before: ModelStatistics | None
+    """The server's counts at the end of the warm-up."""
+    after: ModelStatistics | None
+    stopped: bool
+    """By the user."""
+
+
+def make_report(
+    settings: Settings, subject: Subject, measurement: Measurement, *, server_gone: str | None
+) -> LoadReport:
+    """Cut off the warm-up, judge, and put the figures together."""
+    evidence = _evidence(settings, measurement, server_gone)
+    verdict = reach_verdict(evidence, settings.slos)
+    measured = evidence.samples
+    response_ms = measured.response_ms
+    interval = statistics.percentile_interval(response_ms, 99)
+    rate = summary.answers_in(measurement.samples, evidence.start_ns, evidence.end_ns) / evidence.seconds
+    figures = _figures(measurement)
+    return LoadReport(
+        model=subject.model.name,
+        version=subject.model.version or None,
+        url=settings.url,
+        protocol=subject.address.protocol,
+        server=subject.model.server or None,
+        load=_load(settings, subject.inputs),
+        outcome=verdict.outcome,
+        reasons=verdict.reasons,
+        notes=verdict.notes if settings.offered_rate is not None else (*verdict.notes, _CLOSED_LOOP),
+        partial=measurement.stopped,
+        started=subject.started,
+        window_s=evidence.seconds,
+        requests=len(measured),
+        answered=int(measured.ok.sum()),
+        requests_per_s=rate,
+        inferences_per_s=rate * settings.batch_size,
+        response_ms=summary.latency(response_ms),
+        service_ms=summary.latency(measured.service_ms),
+        sender_lag_ms=summary.latency(measured.lag_ms),
+        p99_interval_ms=(summary.finite(interval.low), summary.finite(interval.high)),
+        failures=summary.failures(measured, measurement.messages),
+        warm_up=evidence.warm_up,
+        objectives=verdict.objectives,
+        server_figures=figures,
+        server_figures_note=None if figures else _NO_FIGURES,
+        machine=subject.machine,
+    )
+
+
+def _evidence(settings: Settings, measurement: Measurement, server_gone: str | None) -> Evidence:
+    warmup_s, timeout_ms = settings.effective_warmup_s, settings.timeout_s * 1e3
+    window_ns = min(measurement.start_ns + round(warmup_s * 1e9), measurement.end_ns)
+    finished = summary.finished(measurement.samples)
+    return Evidence(
+        samples=finished.between(window_ns, measurement.end_ns),
+        start_ns=window_ns,
+        end_ns=measurement.end_ns,
+        rate=settings.offered_rate,
+        batch_size=settings.batch_size,
+        timeout_ms=timeout_ms,
+        warm_up=summary.warm_up(finished, measurement.start_ns, warmup_s, timeout_ms),
+        stopped=measurement.stopped,
+        server_gone=server_gone,
+    )
+
+
+def _figures(measurement: Measurement) -> ServerFigures | None:
+    if measurement.before is None or measurement.after is None:
+        return None
+    return summary.server_figures(measurement.before, measurement.after)
+
+
+def _load(settings: Settings, inputs: Inputs) -> Load:
+    rate = settings.offered_rate
+    return Load(
+        mode="rate" if rate is not None else "concurrency",
+        rate=rate,
+        arrival=settings.arrival if rate is not None else None,
+        concurrency=settings.effective_concurrency if rate is None else None,
+        batch_size=settings.batch_size,
+        duration_s=settings.duration_s,
+        warmup_s=settings.effective_warmup_s,
+        timeout_s=settings.timeout_s,
+        max_in_flight=settings.max_in_flight,
+        workers=settings.worker_count(len(os.sched_getaffinity(0))),
+        seed=settings.seed,
+        inputs=inputs.source,
+        prepared_requests=len(inputs.batches),
+    )

@@ -1,0 +1,96 @@
+"""Input arrays → the bytes of a request, made once, before the clock runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritongen.errors import DataError
+from tritongen.loadtest.target import Address, ServedModel
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def encode(model: ServedModel, address: Address, arrays: Arrays) -> bytes:
+    """One inference call as it is sent: a whole HTTP request, or a serialized ModelInferRequest."""
+    _check(model, arrays)
+    return encode_grpc(model, arrays) if address.protocol == "grpc" else encode_http(model, address, arrays)
+
+
+def encode_http(model: ServedModel, address: Address, arrays: Arrays) -> bytes:
+    """Request line, headers and body; tensors in binary form where the server takes them so."""
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+
+    inputs = []
+    for spec in model.inputs:
+        array = arrays[spec.name]
+        tensor = InferInput(spec.name, list(array.shape), spec.dtype.triton)
+        tensor.set_data_from_numpy(array, binary_data=model.binary)
+        inputs.append(tensor)
+    outputs = [InferRequestedOutput(name, binary_data=model.binary) for name in model.outputs]
+    body, json_size = InferenceServerClient.generate_request_body(inputs, outputs=outputs)
+    headers = [
+        f"POST {address.prefix}{model.path} HTTP/1.1",
+        f"Host: {address.host_header}",
+        f"Content-Type: application/{'octet-stream' if json_size else 'json'}",
+        f"Content-Length: {len(body)}",
+        *([f"Inference-Header-Content-Length: {json_size}"] if json_size else []),
+    ]
+    return "\r\n".join([*headers, "", ""]).encode("ascii") + bytes(body)
+
+
+def encode_grpc(model: ServedModel, arrays: Arrays) -> bytes:
+    """A serialized ModelInferRequest with raw tensor contents."""
+    from tritonclient.grpc import service_pb2
+
+    request = service_pb2.ModelInferRequest(model_name=model.name, model_version=model.version)
+    for spec in model.inputs:
+        array = arrays[spec.name]
+        request.inputs.add(name=spec.name, datatype=spec.dtype.triton, shape=list(array.shape))
+        request.raw_input_contents.append(raw_bytes(spec.dtype.triton, array))
+    for name in model.outputs:
+        request.outputs.add(name=name)
+    serialized: bytes = request.SerializeToString()
+    return serialized
+
+
+def raw_bytes(datatype: str, array: NDArray[Any]) -> bytes:
+    """A tensor in KServe's raw form: little-endian, row-major; strings with their length in front."""
+    if datatype == "BYTES":
+        from tritonclient.utils import serialize_byte_tensor
+
+        packed = serialize_byte_tensor(array.astype(object))
+        return bytes(packed.item()) if packed.size else b""
+    return np.ascontiguousarray(array).tobytes()
+
+
+def _check(model: ServedModel, arrays: Arrays) -> None:
+    """DataError, naming the tensor, where arrays and model do not fit together."""
+    for spec in model.inputs:
+        array = arrays.get(spec.name)
+        if array is None:
+            raise DataError(
+                f"the data have no array for input '{spec.name}'",
+                found=", ".join(arrays) or "none",
+                expected=", ".join(each.name for each in model.inputs),
+                fix="name the arrays as the model names its inputs",
+            )
+        if spec.dtype.triton != "BYTES" and array.dtype != spec.dtype.numpy:
+            raise DataError(
+                f"the data for input '{spec.name}' have the wrong type",
+                found=str(array.dtype),
+                expected=str(spec.dtype),
+            )
+        fits = len(array.shape) == spec.rank and all(
+            isinstance(wanted, str) or wanted == size
+            for wanted, size in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise DataError(
+                f"the data for input '{spec.name}' have the wrong shape",
+                found=f"{list(array.shape)}",
+                expected=f"[{', '.join(map(str, spec.shape))}]",
+            )

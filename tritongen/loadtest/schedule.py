@@ -1,0 +1,71 @@
+"""When requests leave: arrival times from a seed, and which prepared request each one sends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritongen.errors import InputError
+
+Arrival = Literal["poisson", "constant"]
+
+NS_PER_S = 1_000_000_000
+MAX_REQUESTS = 200_000_000
+_BLOCK = 8192
+"""Gaps are drawn in blocks of this fixed size, so that a longer schedule begins with the shorter one."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An open-loop schedule: request `requests[i]` leaves `offsets_ns[i]` after the start."""
+
+    offsets_ns: NDArray[np.int64]
+    """Ascending, from 0."""
+    requests: NDArray[np.uint16]
+    """Index of the prepared request that each arrival sends."""
+
+    def __len__(self) -> int:
+        return len(self.offsets_ns)
+
+    def shard(self, worker: int, workers: int) -> Schedule:
+        """Every `workers`-th arrival from the `worker`-th on; the shards together are the schedule."""
+        return Schedule(self.offsets_ns[worker::workers], self.requests[worker::workers])
+
+
+def open_loop(rate: float, duration_s: float, arrival: Arrival, seed: int, prepared: int) -> Schedule:
+    """Arrivals at `rate`/s for `duration_s`; `prepared` requests take turns. Same seed, same schedule.
+
+    InputError when that would be no request at all, or more than fit into memory.
+    """
+    expected = rate * duration_s
+    if not 0 < expected <= MAX_REQUESTS:
+        raise InputError(
+            "this rate and duration make no usable schedule",
+            found=f"{rate:g} requests/s for {duration_s:g} s",
+            expected=f"between 1 and {MAX_REQUESTS} requests",
+            fix="change --rate or --duration",
+        )
+    gap_ns = NS_PER_S / rate
+    end_ns = round(duration_s * NS_PER_S)
+    if arrival == "constant":
+        offsets = np.floor(np.arange(int(np.ceil(end_ns / gap_ns))) * gap_ns)
+    else:
+        offsets = _poisson(gap_ns, end_ns, seed)
+    offsets_ns = offsets.astype(np.int64)
+    offsets_ns = offsets_ns[: int(np.searchsorted(offsets_ns, end_ns))]
+    return Schedule(offsets_ns, (np.arange(len(offsets_ns)) % prepared).astype(np.uint16))
+
+
+def _poisson(gap_ns: float, end_ns: int, seed: int) -> NDArray[np.float64]:
+    """Arrival times of a Poisson process, in nanoseconds, at least up to `end_ns`."""
+    random = np.random.default_rng(seed)
+    blocks: list[NDArray[np.float64]] = []
+    reached = 0.0
+    while reached <= end_ns:
+        block = reached + np.cumsum(random.exponential(gap_ns, _BLOCK))
+        blocks.append(block)
+        reached = float(block[-1])
+    return np.concatenate(blocks)

@@ -1,0 +1,136 @@
+"""What was asked for, made effective: frozen once, then handed down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tritongen.errors import InputError
+from tritongen.loadtest.job import Protocol
+from tritongen.loadtest.schedule import Arrival
+from tritongen.slo import Slo
+
+DEFAULT_DURATION_S = 60.0
+"""Stalls are rare: a shorter window does not see them."""
+DEFAULT_TIMEOUT_S = 10.0
+DEFAULT_MAX_IN_FLIGHT = 1024
+_LONGEST_WARMUP_S = 5.0
+_WARMUP_SHARE = 0.1
+_RATE_PER_WORKER = 2000.0
+_CONCURRENCY_PER_WORKER = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One load test, as asked for. Exactly one of `rate` and `concurrency`, or neither: see `mode`."""
+
+    model: str
+    url: str = "http://127.0.0.1:8000"
+    protocol: Protocol | None = None
+    version: str = ""
+    rate: float | None = None
+    """Requests per second, open loop."""
+    concurrency: int | None = None
+    """Calls in flight, closed loop."""
+    arrival: Arrival = "poisson"
+    duration_s: float = DEFAULT_DURATION_S
+    """Warm-up included."""
+    warmup_s: float | None = None
+    """Left out at the start; default: a tenth of the duration, at most five seconds."""
+    slos: Sequence[Slo] = ()
+    batch_size: int = 1
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, str] = field(default_factory=dict)
+    data: str | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    """Over all workers."""
+    workers: int | None = None
+    seed: int = 0
+
+    @property
+    def effective_warmup_s(self) -> float:
+        if self.warmup_s is not None:
+            return self.warmup_s
+        return min(_LONGEST_WARMUP_S, self.duration_s * _WARMUP_SHARE)
+
+    @property
+    def offered_rate(self) -> float | None:
+        """The open-loop rate: as given, else what a throughput objective promises; None in a closed loop."""
+        if self.rate is not None or self.concurrency is not None:
+            return self.rate
+        promised = [slo.limit / self.items(slo) for slo in self.slos if slo.metric == "throughput"]
+        return max(promised) if promised else None
+
+    @property
+    def effective_concurrency(self) -> int:
+        """Calls in flight of a closed loop; 1 unless given."""
+        return self.concurrency or 1
+
+    def items(self, slo: Slo) -> int:
+        """How many units of a throughput objective one request is."""
+        return self.batch_size if slo.unit == "inferences/s" else 1
+
+    def worker_count(self, cores: int) -> int:
+        """As given, else few enough to leave cores to a server on the same machine."""
+        rate = self.offered_rate
+        if self.workers is not None:
+            wanted, most = self.workers, self.workers
+        elif rate is not None:
+            wanted, most = math.ceil(rate / _RATE_PER_WORKER), max(1, cores // 2)
+        else:
+            wanted = math.ceil(self.effective_concurrency / _CONCURRENCY_PER_WORKER)
+            most = max(1, cores // 2)
+        return max(
+            1, min(wanted, most, self.max_in_flight, self.effective_concurrency if rate is None else wanted)
+        )
+
+    def check(self) -> None:
+        """InputError for what cannot be run."""
+        if self.rate is not None and self.concurrency is not None:
+            raise InputError(
+                "an open and a closed loop at once",
+                found=f"--rate {self.rate:g} and --concurrency {self.concurrency}",
+                expected="one of them",
+                fix="use --rate to test a promise at a rate, --concurrency to see what a few callers get",
+            )
+        for name, value in (
+            ("--rate", self.rate),
+            ("--concurrency", self.concurrency),
+            ("--duration", self.duration_s),
+            ("--timeout", self.timeout_s),
+            ("--max-in-flight", self.max_in_flight),
+            ("--batch-size", self.batch_size),
+            ("--workers", self.workers),
+        ):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be positive", found=f"{value:g}", expected="more than 0")
+        if not 0 <= self.effective_warmup_s < self.duration_s:
+            raise InputError(
+                "the warm-up leaves nothing to measure",
+                found=f"--warmup {self.effective_warmup_s:g}s of --duration {self.duration_s:g}s",
+                expected="a warm-up shorter than the duration",
+            )
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        rate = self.offered_rate
+        if rate is None and self.effective_concurrency > self.max_in_flight:
+            raise InputError(
+                "--max-in-flight is below --concurrency",
+                found=f"{self.max_in_flight} and {self.effective_concurrency}",
+                fix="raise --max-in-flight or lower --concurrency",
+            )
+        for slo in self.slos:
+            if (
+                rate is not None
+                and slo.metric == "throughput"
+                and rate * self.items(slo) < slo.limit * (1 - 1e-9)
+            ):
+                raise InputError(
+                    f"the offered load cannot show '{slo.text}'",
+                    found=f"{rate:g} requests/s of batch {self.batch_size}",
+                    expected=f"at least {slo.limit:g} {slo.unit}",
+                    fix=f"use --rate {math.ceil(slo.limit / self.items(slo))} or more",
+                )

@@ -1,0 +1,138 @@
+"""What is under test: the server's address, and what it says about the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+from tritongen.errors import InputError, ServerError
+from tritongen.loadtest.job import Protocol
+from tritongen.serving.control import DEFAULT_PORTS, ServerControl, TensorMetadata
+from tritongen.tensors import TensorSpec, from_triton
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where requests go."""
+
+    protocol: Protocol
+    host: str
+    port: int
+    prefix: str = ""
+    """A path in front of /v2 (HTTP)."""
+
+    @property
+    def host_header(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(url: str, protocol: Protocol | None = None) -> Address:
+    """The address that `url` names; InputError when it is none, or is not of the wanted protocol."""
+    parts = urlsplit(url if "://" in url else f"{protocol or 'http'}://{url}")
+    scheme = parts.scheme
+    if scheme in ("https", "grpcs"):
+        raise InputError(
+            "the load generator does not speak TLS yet",
+            found=url,
+            expected="http://HOST:PORT or grpc://HOST:PORT",
+            fix="test the server behind its TLS proxy, at its plain port",
+        )
+    if scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise InputError(
+            f"'{url}' is not the address of a server",
+            expected="http://HOST:PORT or grpc://HOST:PORT",
+            fix="for a Triton on this machine: --url http://127.0.0.1:8000",
+        )
+    if protocol is not None and scheme != protocol:
+        raise InputError(
+            f"--protocol {protocol} and --url disagree",
+            found=url,
+            expected=f"{protocol}://HOST:PORT (Triton's own ports are 8000 for http and 8001 for grpc)",
+            fix=f"give the server's {protocol} address as --url, or leave --protocol away",
+        )
+    default = 8000 if scheme == "http" and "://" not in url else DEFAULT_PORTS[scheme]
+    found: Protocol = "grpc" if scheme == "grpc" else "http"
+    return Address(found, parts.hostname, parts.port or default, parts.path.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as its server describes it."""
+
+    name: str
+    version: str
+    """Empty: whichever the server chooses."""
+    inputs: tuple[TensorSpec, ...]
+    """With the batch axis where the model batches."""
+    outputs: tuple[str, ...]
+    batches: bool
+    """Whether axis 0 of every input is the batch."""
+    max_batch_size: int | None
+    """None: the server does not say."""
+    binary: bool
+    """Whether tensors may travel as raw bytes behind the JSON (HTTP)."""
+    server: str
+    """The server's name and version."""
+
+    @property
+    def path(self) -> str:
+        """The URL path of the inference call."""
+        version = f"/versions/{quote(self.version, safe='')}" if self.version else ""
+        return f"/v2/models/{quote(self.name, safe='')}{version}/infer"
+
+
+def describe(control: ServerControl, model: str, version: str = "") -> ServedModel:
+    """Ask the server about a model that must be ready; ServerError with its own words otherwise."""
+    control.check_ready(model, version)
+    metadata = control.model_metadata(model, version)
+    server = control.server_metadata()
+    inputs = tuple(_tensor(each) for each in metadata.inputs)
+    declared = _max_batch_size(control, model, version)
+    dynamic = bool(inputs) and all(each.shape and each.shape[0] == "?" for each in inputs)
+    return ServedModel(
+        name=model,
+        version=version,
+        inputs=inputs,
+        outputs=tuple(each.name for each in metadata.outputs),
+        batches=dynamic if declared is None else declared > 0,
+        max_batch_size=declared,
+        binary="binary_tensor_data" in server.extensions,
+        server=f"{server.name} {server.version}".strip(),
+    )
+
+
+def _max_batch_size(control: ServerControl, model: str, version: str) -> int | None:
+    try:
+        config = control.model_config(model, version)
+    except ServerError:  # a Triton extension; other KServe servers have none
+        return None
+    return int(config.get("max_batch_size", 0))
+
+
+def _tensor(tensor: TensorMetadata) -> TensorSpec:
+    try:
+        kind = from_triton(tensor.datatype)
+    except KeyError:
+        raise ServerError(
+            f"the server describes input '{tensor.name}' with a data type that KServe v2 does not have",
+            found=tensor.datatype,
+        ) from None
+    return TensorSpec(tensor.name, kind, tuple("?" if size < 0 else size for size in tensor.shape))
+
+
+def check_batch_size(model: ServedModel, batch_size: int) -> None:
+    """InputError if the model does not take requests of this size."""
+    if batch_size > 1 and not model.batches:
+        raise InputError(
+            f"model '{model.name}' does not batch",
+            found=f"--batch-size {batch_size}",
+            expected="1",
+            fix="leave --batch-size away, or serve the model with max_batch_size > 0",
+        )
+    if model.max_batch_size is not None and batch_size > max(model.max_batch_size, 1):
+        raise InputError(
+            f"model '{model.name}' takes smaller batches",
+            found=f"--batch-size {batch_size}",
+            expected=f"at most {model.max_batch_size} (max_batch_size in its config.pbtxt)",
+            fix=f"use --batch-size {model.max_batch_size}",
+        )

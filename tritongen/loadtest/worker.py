@@ -1,0 +1,263 @@
+"""A load worker: one process, one event loop. Sends when the schedule says, and writes down what came of it.
+
+It is a process of its own and talks with its parent over one socket, a line at a time:
+worker → `{"ready": true}`, parent → `start <CLOCK_MONOTONIC ns>`, worker → `{"done": true, …}`; `stop`, or
+the end of the connection, ends the run at any time, so that no worker outlives its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import resource
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from tritongen.loadtest import samples
+from tritongen.loadtest.alarm import Alarm
+from tritongen.loadtest.job import Job, read_job, read_share, samples_path
+from tritongen.loadtest.samples import SampleFile
+from tritongen.loadtest.schedule import Schedule
+from tritongen.loadtest.transport import Transport
+
+now_ns = time.monotonic_ns
+_SWEEP_S = 0.005
+_BURST = 64
+"""Sends in a row before answers are looked at again, when the sender is behind."""
+_CLOSED_LOOP_PAUSE_S = 0.01
+"""After a failure, so that a refusing server is not hammered."""
+_CONNECTIONS = 8
+
+
+class Sender:
+    """The bookkeeping that open and closed loop share: what is in flight, since when, and how it ended."""
+
+    def __init__(self, job: Job, file: SampleFile) -> None:
+        self.job = job
+        self.transport: Transport
+        self.in_flight: dict[int, tuple[int, int, int]] = {}
+        self.messages: dict[int, str] = {}
+        self.idle = asyncio.Event()
+        self.no_more = False
+        self.stopped = False
+        self._file = file
+        self._deadlines: deque[tuple[int, int]] = deque()
+
+    def begin(self, row: int, scheduled: int, request: int) -> None:
+        """Send now, or write down why not."""
+        if len(self.in_flight) >= self.job.max_in_flight:
+            self.record(row, scheduled, scheduled, now_ns(), samples.NOT_SENT, request)
+            return
+        sent = now_ns()
+        self.in_flight[row] = (scheduled, sent, request)
+        self._deadlines.append((scheduled + self.job.timeout_ns, row))
+        self.transport.send(row, request)
+
+    def finish(self, row: int, status: int, detail: str) -> None:
+        """An answer or a failure came in."""
+        done = now_ns()
+        scheduled, sent, request = self.in_flight.pop(row)
+        self.record(row, scheduled, sent, done, status, request)
+        if status != samples.OK:
+            self.messages.setdefault(status, detail)
+        self.after(status)
+
+    def after(self, _status: int) -> None:
+        """What the loop does when a request has ended."""
+        if self.no_more and not self.in_flight:
+            self.idle.set()
+
+    def record(  # noqa: PLR0917  (called for every request: keywords cost)
+        self, row: int, scheduled: int, sent: int, done: int, status: int, request: int
+    ) -> None:
+        self._file.write(row, scheduled, sent, done, status, request, self.job.batch)
+
+    def sweep(self) -> None:
+        """Give up on requests that are past their time-out."""
+        now = now_ns()
+        while self._deadlines and (
+            self._deadlines[0][0] <= now or self._deadlines[0][1] not in self.in_flight
+        ):
+            row = self._deadlines.popleft()[1]
+            if row in self.in_flight:
+                self.transport.abandon(row)
+                self.finish(row, samples.TIMEOUT, "")
+
+    def end(self) -> None:
+        """No more sends; the run is over when nothing is in flight."""
+        self.no_more = True
+        self.after(samples.OK)
+
+    def stop(self) -> None:
+        """End at once: what is in flight is written down as stopped."""
+        self.stopped = self.no_more = True
+        for row in list(self.in_flight):
+            self.transport.abandon(row)
+            self.finish(row, samples.STOPPED, "")
+        self.idle.set()
+
+
+class OpenLoop(Sender):
+    """Sends at the scheduled times, whether or not answers come."""
+
+    def __init__(self, job: Job, file: SampleFile, share: Schedule) -> None:
+        super().__init__(job, file)
+        self._offsets: list[int] = share.offsets_ns.tolist()
+        self._requests: list[int] = share.requests.tolist()
+        self._next = 0
+        self._start = 0
+        self._loop = asyncio.get_running_loop()
+        self._alarm = Alarm(self._loop, self._send_due)
+
+    def start(self, start_ns: int) -> None:
+        """Begin the schedule at this time."""
+        self._start = start_ns
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._next < len(self._offsets):
+            self._alarm.set(self._start + self._offsets[self._next])
+        else:
+            self.end()
+
+    def _send_due(self) -> None:
+        if self.stopped:
+            return
+        elapsed = now_ns() - self._start
+        last = min(self._next + _BURST, len(self._offsets))
+        while self._next < last and self._offsets[self._next] <= elapsed:
+            row = self._next
+            self._next += 1
+            self.begin(row, self._start + self._offsets[row], self._requests[row])
+        self._wait()
+
+
+class ClosedLoop(Sender):
+    """Keeps a number of calls in flight: each answer sends the next."""
+
+    def __init__(self, job: Job, file: SampleFile, concurrency: int) -> None:
+        super().__init__(job, file)
+        self._concurrency = concurrency
+        self._rows = 0
+        self._end = 0
+        self._loop = asyncio.get_running_loop()
+        self._alarm = Alarm(self._loop, self._launch)
+        self._launched = False
+
+    def start(self, start_ns: int) -> None:
+        """Begin at this time and send for the job's duration."""
+        self._end = start_ns + self.job.duration_ns
+        self._alarm.set(start_ns)
+
+    def after(self, status: int) -> None:
+        """The call that has ended sends the next one."""
+        if status == samples.OK:
+            self._send()
+        elif not self.no_more:
+            self._loop.call_later(_CLOSED_LOOP_PAUSE_S, self._send)
+        super().after(status)
+
+    def _launch(self) -> None:
+        if self._launched:
+            self.end()
+            return
+        self._launched = True
+        self._alarm.set(self._end)
+        for _ in range(self._concurrency):
+            self._send()
+
+    def _send(self) -> None:
+        now = now_ns()
+        if self.no_more or now >= self._end:
+            return
+        row = self._rows
+        self._rows += 1
+        self.begin(row, now, row % len(self.job.request_sizes))
+
+
+def main(folder: str, worker: int, handle: int) -> None:
+    """Run worker number `worker` of the job in `folder`, talking over the inherited socket `handle`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and decides
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    loop = _event_loop()
+    try:
+        loop.run_until_complete(_work(Path(folder), worker, socket.socket(fileno=handle)))
+    finally:
+        loop.close()
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+async def _work(folder: Path, worker: int, control: socket.socket) -> None:
+    job, requests = read_job(folder)
+    share = read_share(folder, worker)
+    file = SampleFile(samples_path(folder, worker), *([len(share)] if isinstance(share, Schedule) else []))
+    sender = OpenLoop(job, file, share) if isinstance(share, Schedule) else ClosedLoop(job, file, share)
+    sender.transport = _transport(job, requests, sender.finish)
+    connections = _CONNECTIONS if isinstance(share, Schedule) else share
+    await sender.transport.open(min(connections, job.max_in_flight))
+    # What exists now lives on: a collection in mid-run would only walk over it and delay a send.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    reader, writer = await asyncio.open_connection(sock=control)
+    writer.write(b'{"ready": true}\n')
+    await _conversation(sender, reader)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = used.ru_utime + used.ru_stime
+    report = {"done": True, "messages": sender.messages, "cpu_s": cpu_s, "memory_kb": used.ru_maxrss}
+    writer.write(json.dumps(report).encode() + b"\n")
+    with contextlib.suppress(ConnectionError):  # the parent is gone: nobody reads the samples either
+        await writer.drain()
+    sender.transport.close()
+    file.close()
+    writer.close()
+
+
+async def _conversation(sender: OpenLoop | ClosedLoop, reader: asyncio.StreamReader) -> None:
+    """Start when told, sweep time-outs, stop when told or orphaned; returns when all is over."""
+    line = await reader.readline()
+    if not line.startswith(b"start "):
+        return
+    sender.start(int(line.split()[1]))
+    orders = asyncio.ensure_future(_obey(sender.stop, reader))
+    sweeper = asyncio.ensure_future(_sweep(sender))
+    await sender.idle.wait()
+    orders.cancel()
+    sweeper.cancel()
+
+
+async def _obey(stop: Callable[[], None], reader: asyncio.StreamReader) -> None:
+    await reader.readline()  # "stop", or nothing: the parent is gone
+    stop()
+
+
+async def _sweep(sender: Sender) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_S)
+        sender.sweep()
+
+
+def _transport(job: Job, requests: list[bytes], finish: Callable[[int, int, str], None]) -> Transport:
+    if job.protocol == "grpc":
+        from tritongen.loadtest.transport_grpc import GrpcTransport
+
+        return GrpcTransport(job.host, job.port, requests, finish)
+    from tritongen.loadtest.transport_http import HttpTransport
+
+    return HttpTransport(job.host, job.port, requests, finish)

@@ -1,0 +1,109 @@
+"""A load test's report as text that reads in ten seconds and ends in the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tritongen.runs.loadtest import Latency, LoadOutcome, LoadReport
+
+_MEANINGS = {
+    LoadOutcome.PASS: "every objective is met",
+    LoadOutcome.FAIL: "an objective is missed",
+    LoadOutcome.INVALID: "this run cannot tell",
+    LoadOutcome.ERROR: "the server did not answer",
+    LoadOutcome.MEASURED: "no objective was set",
+}
+_SHOWN_FAILURES = 5
+
+
+def render(report: LoadReport) -> str:
+    """Plain text, the outcome in the last paragraph."""
+    lines = [*_header(report), "", *_throughput(report), *_latencies(report), *_server(report)]
+    lines += _failures(report)
+    lines += [f"note: {note}" for note in report.notes]
+    return "\n".join([*lines, "", *_verdict(report)])
+
+
+def _header(report: LoadReport) -> Iterator[str]:
+    load = report.load
+    if load.mode == "rate":
+        offered = f"{load.rate:g} requests/s ({load.arrival}, open loop)"
+    else:
+        offered = f"{load.concurrency} in flight (closed loop)"
+    yield f"{report.model} at {report.url} ({report.server or 'unknown server'}, {report.protocol})"
+    yield (
+        f"offered   {offered}, batch {load.batch_size}, {load.prepared_requests} different requests, "
+        f"inputs: {load.inputs}"
+    )
+    settled = "settled" if report.warm_up.settled else "NOT settled"
+    yield (
+        f"window    {report.window_s:.1f} s after {report.warm_up.seconds:.1f} s of warm-up "
+        f"({report.warm_up.requests} requests left out; {settled})"
+        + ("; PARTIAL: stopped before its time" if report.partial else "")
+    )
+
+
+def _throughput(report: LoadReport) -> Iterator[str]:
+    failed = report.requests - report.answered
+    share = failed / report.requests if report.requests else 0.0
+    yield (
+        f"answered  {report.requests_per_s:.1f} requests/s, {report.inferences_per_s:.1f} inferences/s; "
+        f"{failed} of {report.requests} requests failed ({share:.2%})"
+    )
+
+
+def _latencies(report: LoadReport) -> Iterator[str]:
+    names = list(report.response_ms.percentiles)
+    yield "ms        " + "".join(f"{name:>9}" for name in ["mean", *names, "max"])
+    rows = [
+        ("response", report.response_ms),
+        ("service", report.service_ms),
+        ("send lag", report.sender_lag_ms),
+    ]
+    for label, latency in rows if report.load.mode == "rate" else rows[:1]:
+        yield f"{label:<10}" + "".join(f"{_ms(value):>9}" for value in _values(latency))
+    low, high = report.p99_interval_ms
+    yield f"          95 % confidence interval of the response P99: {_ms(low)} to {_ms(high)} ms"
+
+
+def _values(latency: Latency) -> list[float | None]:
+    return [latency.mean, *latency.percentiles.values(), latency.maximum]
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"  # noqa: PLR2004
+
+
+def _server(report: LoadReport) -> Iterator[str]:
+    figures = report.server_figures
+    if figures is None:
+        yield f"server    {report.server_figures_note}"
+        return
+    yield (
+        f"server    mean batch {figures.mean_batch or 0:.2f} ({figures.inferences} inferences in "
+        f"{figures.executions} executions); queue {_ms(figures.queue_ms)} ms, input "
+        f"{_ms(figures.compute_input_ms)} ms, compute {_ms(figures.compute_infer_ms)} ms, output "
+        f"{_ms(figures.compute_output_ms)} ms"
+    )
+
+
+def _failures(report: LoadReport) -> Iterator[str]:
+    for failure in report.failures[:_SHOWN_FAILURES]:
+        said = f": {failure.message.strip()[:160]}" if failure.message.strip() else ""
+        yield f"failed    {failure.count} × {failure.cause}{said}"
+    if len(report.failures) > _SHOWN_FAILURES:
+        yield f"failed    … and {len(report.failures) - _SHOWN_FAILURES} more causes"
+
+
+def _verdict(report: LoadReport) -> Iterator[str]:
+    yield from (
+        f"{objective.outcome.upper():<9} {objective.slo}: {objective.reason}"
+        for objective in report.objectives
+    )
+    told = {f"{objective.slo}: {objective.reason}" for objective in report.objectives}
+    yield from (f"why       {reason}" for reason in report.reasons if reason not in told)
+    yield f"{report.outcome.value}: {_MEANINGS[report.outcome]}" + (
+        f" in the {report.window_s:.0f} s measured" if report.outcome is LoadOutcome.PASS else ""
+    )
