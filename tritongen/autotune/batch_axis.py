@@ -2,9 +2,9 @@
 
 Tolerances: floats may differ by reassociation (other batch sizes take other kernels), by less than
 `rtol · |value| + atol · largest |value|` of the output, with (1e-3, 1e-4) in FP32, and (2e-2, 2e-2) where
-FP16, BF16 or integer kernels round. Mixing items (a mean, a softmax or a sort over the batch) exceeds that by far.
-Integers and bools are decisions (argmax, thresholds) that a rounding can tip over: one in a thousand may
-differ, so small outputs must be equal. Strings must be equal.
+FP16, BF16 or integer kernels round. Mixing items (a mean, a softmax or a sort over the batch) exceeds that
+by far. Integers and bools are decisions (argmax, thresholds) that a rounding can tip over: one in a thousand
+may differ, so small outputs must be equal. Strings must be equal.
 """
 
 from __future__ import annotations
