@@ -59,7 +59,9 @@ class TritonPythonModel:
         missing = {node.name for node in self.session.get_inputs()} - {t["name"] for t in self.inputs}
         if missing:
             fail(f"config.pbtxt leaves out the model's input {listed(missing)}")
-        self.scalars = {node.name for node in self.session.get_inputs() if node.shape == []}
+        ranks = {node.name: len(node.shape) for node in self.session.get_inputs()}
+        # Triton's tensors have an axis at least: without batching, dims: [1] stands for a rank-0 input.
+        self.scalars = {t["name"] for t in self.inputs if ranks[t["name"]] == 0 and len(t["dims"]) == 1}
 
     def execute(self, requests):
         """One response per request, in order; a request that cannot be served fails alone."""
