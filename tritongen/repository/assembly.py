@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tritongen import __version__
-from tritongen.errors import RepositoryError, SpecError
+from tritongen.errors import ModelError, RepositoryError, SpecError
 from tritongen.files import digest_json
 from tritongen.repository import manifest as manifests
+from tritongen.repository.adaptation import ir_note, lower_ir_version
 from tritongen.repository.config_text import parse, render
 from tritongen.repository.contents import Contents
 from tritongen.repository.existing import CONFIG, Existing, why_incompatible
@@ -26,9 +27,10 @@ from tritongen.repository.manifest import (
     TensorEntry,
 )
 from tritongen.repository.model_config import ModelConfig, ServedTensors, TensorConfig, make_model_config
-from tritongen.repository.onnx_versions import onnx_versions
+from tritongen.repository.onnx_versions import load_proto, onnx_versions
 from tritongen.repository.rules import check_rules
 from tritongen.repository.served_tensors import onnx_served_tensors
+from tritongen.repository.targets import find_target
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.store import write_record
 from tritongen.tensors import from_triton
@@ -54,6 +56,8 @@ class Assembly:
     events: EventSink
     replaced: str | None = None
     """Why older versions could not stay, once `run` has found out."""
+    notes: list[str] = field(default_factory=list)
+    """What had to be changed, for the manifest."""
 
     def run(self) -> Manifest:
         """Write every file, flush it to the disk, and return the manifest."""
@@ -150,6 +154,27 @@ class Assembly:
                 found=f"SHA-256 {digest[:16]}…",
                 expected=f"{artifact.digest[:16]}…",
                 fix=f"remove {candidate.folder} and build again",
+            )
+        if filename.endswith(".onnx"):
+            self._fit(f"{version}/{filename}")
+
+    def _fit(self, path: str) -> None:
+        """See to it that the target reads an ONNX file, by the IR version's number alone."""
+        target, file = find_target(self.model.spec.target), self.contents.folder / path
+        before, opsets = onnx_versions(file)
+        if target.max_ir_version is not None and before > target.max_ir_version:
+            proto = load_proto(file)
+            lower_ir_version(proto, target, file)
+            self.contents.rewrite(path, proto.SerializeToString())
+            self.notes.append(f"{path}: {ir_note(before, proto.ir_version, target)}")
+            before = proto.ir_version
+        reason = target.why_unreadable(before, opsets.get("", 0))
+        if reason is not None:
+            raise ModelError(
+                f"model '{self.model.name}' cannot be served by {target.name}",
+                found=reason,
+                expected="a file that the target reads",
+                fix="export it with an older opset, or choose a newer serving image (target)",
             )
 
     def _copy_runners_up(self, version: int, tensors: ServedTensors | None) -> tuple[KeptCandidate, ...]:
@@ -264,7 +289,7 @@ class Assembly:
             files=dict(sorted(self.contents.files.items())),
             reference=reference,
             proofs=same.proofs if same else (),
-            notes=tuple(model.notes),
+            notes=(*model.notes, *self.notes),
         )
 
     def _unchanged(self, artifact_digest: str) -> Manifest | None:

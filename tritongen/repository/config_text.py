@@ -80,7 +80,7 @@ def default_template() -> Path:
 
 def parse(text: str, source: str = "config.pbtxt") -> Any:
     """The text as a `ModelConfig` message of Triton's protocol; RepositoryError with line and column."""
-    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     try:

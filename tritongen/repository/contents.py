@@ -34,6 +34,12 @@ class Contents:
             stream.write(data)
         self._record(path, target, hashlib.sha256(data).hexdigest())
 
+    def rewrite(self, path: str, data: bytes) -> None:
+        """Write a file that is already there anew."""
+        del self.files[path]
+        (self.folder / path).unlink()
+        self.write(path, data)
+
     def copy(self, sources: Iterable[tuple[Path, str]]) -> str:
         """Copy files, and the SHA-256 over their contents in the given order, hexadecimal.
 

@@ -127,8 +127,8 @@ def make_model_config(
         name=name,
         backend=traits.backend,
         max_batch_size=max_batch_size,
-        inputs=tuple(_tensor(spec, batching=batching) for spec in tensors.inputs),
-        outputs=tuple(_tensor(spec, batching=batching) for spec in tensors.outputs),
+        inputs=tuple(tensor_config(spec, batching=batching) for spec in tensors.inputs),
+        outputs=tuple(tensor_config(spec, batching=batching) for spec in tensors.outputs),
         instance_groups=(InstanceGroup(serving.instances or selection.instances, traits.instance_kind),),
         dynamic_batching=_dynamic_batching(name, serving, max_batch_size),
         warmups=warmups,
@@ -141,7 +141,8 @@ def make_model_config(
     )
 
 
-def _tensor(spec: TensorSpec, *, batching: bool) -> TensorConfig:
+def tensor_config(spec: TensorSpec, *, batching: bool) -> TensorConfig:
+    """One tensor as config.pbtxt must describe it; ModelError for shapes that Triton cannot serve."""
     if batching and spec.shape[:1] and isinstance(spec.shape[0], int):
         raise ModelError(
             f"tensor '{spec.name}' has a fixed batch axis",

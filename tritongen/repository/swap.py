@@ -77,13 +77,26 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def staging_folder(repository: Path) -> Path:
-    """Where folders for `repository` are built: beside it, or inside where that is another file system."""
+    """Where folders for `repository` are built: beside it, or inside where that is another mount."""
     repository = repository.resolve()
     beside = repository.parent
-    same_device = repository.stat().st_dev == beside.stat().st_dev
-    if same_device and os.access(beside, os.W_OK) and not os.path.ismount(repository):
+    if _mount(repository) == _mount(beside) and os.access(beside, os.W_OK):
         return beside / f".{repository.name}.tritongen"
     return repository / ".tritongen"
+
+
+def _mount(folder: Path) -> str:
+    """What tells mounts apart: nothing is renamed across them, not even within one file system."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii").splitlines():
+            if line.startswith("mnt_id:"):
+                return line
+    except OSError:
+        pass  # no /proc: the device has to do
+    finally:
+        os.close(descriptor)
+    return str(folder.stat().st_dev)
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""Makes an ONNX file readable for a serving target, or says why that cannot be done without loss."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tritongen.errors import ModelError
+from tritongen.repository.contents import is_inside
+from tritongen.repository.onnx_versions import load_proto, needed_ir_version, onnx_versions
+
+if TYPE_CHECKING:
+    from tritongen.repository.targets import Target
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An ONNX file that the target reads."""
+
+    path: Path
+    notes: tuple[str, ...] = ()
+    """What was changed, one sentence each; empty: the file is the one that was given."""
+
+
+def adapt_model(model: Path, target: Target, folder: Path) -> Adapted:
+    """`model`, or a changed copy in `folder` that `target` reads; ModelError where that would lose something.
+
+    The IR version is set down when the file uses nothing newer. The opset is converted down by
+    onnx.version_converter, which refuses what it has no exact rule for. Measure the adapted file, not the
+    one that it came from.
+    """
+    before, opsets = onnx_versions(model)
+    opset = opsets.get("", 0)
+    if target.why_unreadable(before, opset) is None:
+        return Adapted(model)
+    proto = load_proto(model)
+    notes = []
+    if target.max_opset is not None and opset > target.max_opset:
+        proto = _converted(model, target, target.max_opset)
+        notes.append(f"opset converted from {opset} down to {target.max_opset} for {target.name}")
+    if lower_ir_version(proto, target, model):
+        notes.append(ir_note(before, proto.ir_version, target))
+    return Adapted(_save(proto, model, folder), tuple(notes))
+
+
+def lower_ir_version(proto: Any, target: Target, source: Path) -> bool:
+    """Set the IR version down to what `target` reads; False if it need not, ModelError if it cannot be."""
+    limit = target.max_ir_version
+    if limit is None or proto.ir_version <= limit:
+        return False
+    needed = needed_ir_version(proto)
+    if needed > limit:
+        raise ModelError(
+            f"{source} cannot be served by {target.name}",
+            found=f"it uses element types or features of IR version {needed}",
+            expected=f"IR version {limit} or less, for ONNX Runtime {target.onnxruntime}",
+            fix="export it without them, or choose a newer serving image",
+        )
+    proto.ir_version = limit
+    return True
+
+
+def ir_note(before: int, after: int, target: Target) -> str:
+    """One sentence for the manifest."""
+    return f"IR version set from {before} down to {after} for {target.name}; the file uses nothing newer"
+
+
+def _converted(model: Path, target: Target, opset: int) -> Any:
+    import onnx
+    from onnx import version_converter
+
+    try:
+        whole = onnx.load(model)
+        converted = version_converter.convert_version(whole, opset)
+        onnx.checker.check_model(converted)
+    except Exception as error:  # the converter raises RuntimeError, ConvertError and others, by version
+        raise ModelError(
+            f"{model} cannot be served by {target.name}",
+            found=f"its opset cannot be converted down exactly: {_first_line(error)}",
+            expected=f"opset {opset} or less, for ONNX Runtime {target.onnxruntime}",
+            fix=f"export it with opset {opset}, or choose a newer serving image",
+        ) from error
+    return converted
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _save(proto: Any, source: Path, folder: Path) -> Path:
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / source.name
+    tensors = (tensor for tensor in proto.graph.initializer if uses_external_data(tensor))
+    external = {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}
+    for name in sorted(name for name in external if is_inside(name)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.parent / name, folder / name)
+    onnx.save_model(proto, path)
+    return path

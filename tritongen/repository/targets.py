@@ -1,0 +1,129 @@
+"""Serving targets: what an image carries, and which ONNX files its ONNX Runtime reads."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tritongen.errors import SpecError
+
+EMBEDDED = "embedded"
+IMAGE = "nvcr.io/nvidia/tritonserver"
+_TABLE = Path(__file__).with_name("targets.yaml")
+_REFERENCE = re.compile(
+    r"(?:(?P<repository>[^\s:@]+(?::[0-9]+/[^\s:@]+)?):)?(?P<tag>[0-9]{2}\.[0-9]{2})(?P<rest>-.*)?"
+)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A version, and whether it was read from a source that can be trusted."""
+
+    version: str
+    verified: bool
+
+    def __str__(self) -> str:
+        return self.version if self.verified else f"{self.version} (unverified)"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What will serve a model; None stands for unknown."""
+
+    name: str
+    """"embedded", or the image with its tag."""
+    triton: Known | None
+    tensorrt: Known | None
+    onnxruntime: Known | None
+    max_ir_version: int | None
+    """The largest ONNX IR version that its ONNX Runtime reads."""
+    max_opset: int | None
+    """The largest version of ONNX's own operator set that its ONNX Runtime reads."""
+
+    def why_unreadable(self, ir_version: int, opset: int) -> str | None:
+        """Why its ONNX Runtime refuses such a file, in one sentence; None if it reads it or is unknown."""
+        reader = f"ONNX Runtime {self.onnxruntime} of {self.name}"
+        if self.max_ir_version is not None and ir_version > self.max_ir_version:
+            return f"the file has IR version {ir_version}, and {reader} reads up to {self.max_ir_version}"
+        if self.max_opset is not None and opset > self.max_opset:
+            return f"the file has opset {opset}, and {reader} reads up to {self.max_opset}"
+        return None
+
+
+def find_target(image: str | None) -> Target:
+    """The target by its image ("…/tritonserver:26.09-py3", "26.09"); None or "embedded": this environment.
+
+    SpecError for an image that the table does not have.
+    """
+    if image is None or image == EMBEDDED:
+        return embedded()
+    tag = _tag(image)
+    row = _table()["images"][tag]
+    onnxruntime = _known(row["onnxruntime"])
+    limits = _table()["onnxruntime"].get(onnxruntime.version, {}) if onnxruntime else {}
+    return Target(
+        name=f"{IMAGE}:{tag}-py3",
+        triton=_known(row["triton"]),
+        tensorrt=_known(row["tensorrt"]),
+        onnxruntime=onnxruntime,
+        max_ir_version=limits.get("max_ir_version"),
+        max_opset=limits.get("max_opset"),
+    )
+
+
+@functools.cache
+def embedded() -> Target:
+    """This environment: the ONNX Runtime installed here, asked by trial, behind the embedded Triton."""
+    from importlib import metadata
+
+    from tritongen.engines.onnxruntime.session import readable_limits, version
+
+    ir_version, opset = readable_limits()
+    try:
+        triton = Known(_TRITON_OF_PYTRITON[metadata.version("nvidia-pytriton")], verified=True)
+    except (metadata.PackageNotFoundError, KeyError):
+        triton = None
+    return Target(EMBEDDED, triton, None, Known(version(), verified=True), ir_version, opset)
+
+
+_TRITON_OF_PYTRITON = {"0.7.0": "2.51.0"}
+
+
+def known_tags() -> tuple[str, ...]:
+    """Every image tag of the table ("23.04" …), oldest first."""
+    return tuple(sorted(_table()["images"]))
+
+
+def _tag(image: str) -> str:
+    match = _REFERENCE.fullmatch(image)
+    tags = known_tags()
+    if match is None or match["tag"] not in tags:
+        raise SpecError(
+            f"the serving image '{image}' is not in tritongen's table",
+            found=image,
+            expected=f"'{EMBEDDED}', or {IMAGE}:YY.MM-py3 from {tags[0]} to {tags[-1]}",
+            fix="name one of these, or update tritongen",
+        )
+    if (match["rest"] or "-py3") not in ("-py3", "-py3-igpu"):
+        raise SpecError(
+            f"the serving image '{image}' has no onnxruntime and tensorrt backends, or is unknown",
+            found=f"flavour {match['rest']}",
+            expected=f"{IMAGE}:{match['tag']}-py3",
+            fix="use the plain -py3 image",
+        )
+    return match["tag"]
+
+
+def _known(row: dict[str, Any] | None) -> Known | None:
+    return None if row is None else Known(str(row["version"]), bool(row["verified"]))
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = yaml.safe_load(_TABLE.read_text(encoding="utf-8"))
+    return table
