@@ -187,7 +187,35 @@ class Selection(Record):
     """What was not tried, and why."""
 
 
-RECORDS: tuple[type[Record], ...] = (Trial, Selection)
+class TensorRanges(Record):
+    """What was seen of one tensor, and the range that each method gives it."""
+
+    minimum: float
+    maximum: float
+    zeros: float
+    """Share of exact zeros."""
+    ranges: dict[str, tuple[float, float]]
+
+
+class Calibration(Record):
+    """Ranges of a model's activations on one data set."""
+
+    schema_: Literal["tritongen/calibration/1"] = Field(default="tritongen/calibration/1", alias="schema")
+    model: str
+    """Digest of the model."""
+    data: str
+    """Digest of the data set."""
+    symmetric: bool
+    samples: int
+    warnings: tuple[str, ...] = ()
+    tensors: dict[str, TensorRanges]
+
+    def by(self, method: str) -> dict[str, tuple[float, float]]:
+        """The ranges of one method; KeyError for an unknown one."""
+        return {name: tensor.ranges[method] for name, tensor in self.tensors.items()}
+
+
+RECORDS: tuple[type[Record], ...] = (Trial, Selection, Calibration)
 """Every record that is written to a file of its own."""
 
 

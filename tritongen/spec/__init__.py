@@ -91,10 +91,17 @@ class DataSpec(_Model):
 class AccuracySpec(_Model):
     """How accuracy is judged and how much of it may be lost."""
 
-    metric: Annotated[str, Field(pattern=r"^(top[1-9][0-9]*|mean_iou|f1|[A-Za-z_][\w.]*:[\w.]+)$")] | None = (
-        None
-    )
-    """`top1`, `topK` such as `top5`, `mean_iou`, `f1` or `module:function`; default: by the labels."""
+    metric: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^(top[1-9][0-9]*|mean_iou|f1|agreement|relative_l2|cosine|[A-Za-z_][\w.]*:[\w.]+)$"
+            ),
+        ]
+        | None
+    ) = None
+    """With labels `top1`, `topK` such as `top5`, `mean_iou`, `f1`, `module:function`; default by the labels;
+    without them `agreement`, `relative_l2` or `cosine`, default by the output (docs/accuracy.md)."""
     output: str | None = None
     """The output that the metric reads; default: the only one, or the first with the labels' batch."""
     limit: float | None = Field(default=None, ge=0)
