@@ -1,0 +1,290 @@
+"""ONNX → ONNX with Q/DQ nodes: ranges and placement are ours, the emitter is onnxruntime.quantization's."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tritongen.errors import BuildError, ModelError
+from tritongen.precision.calibration import Range
+from tritongen.precision.prepare import is_prepared, load, opset_of, prepare, save
+from tritongen.precision.recipe import Int8Recipe
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input is a weight; they are what INT8 speeds up."""
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class QuantizationSummary:
+    """What `quantize` did."""
+
+    operators: dict[str, int]
+    """Quantized nodes by operator type."""
+    quantize_nodes: int
+    """QuantizeLinear nodes in the result."""
+    dequantize_nodes: int
+    """DequantizeLinear nodes in the result."""
+    opset: int
+    notes: tuple[str, ...]
+    """What stayed in floating point, and why."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes and which of their activations are quantized."""
+
+    nodes: tuple[str, ...]
+    operators: dict[str, int]
+    activations: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def tensors_to_calibrate(model: Path, recipe: Int8Recipe) -> list[str]:
+    """The activations that need a range, in graph order; names are those of the prepared model.
+
+    BuildError if the recipe finds nothing to quantize.
+    """
+    with prepared(model, recipe) as ready:
+        return list(place(load(ready), recipe, ready.name).activations)
+
+
+def quantize(model: Path, ranges: Mapping[str, Range], recipe: Int8Recipe, out: Path) -> QuantizationSummary:
+    """Write `model` with Q/DQ nodes by `recipe` to `out`; nodes that lack a range stay in floating point.
+
+    BuildError if there is nothing to quantize or the result does not open; ModelError for weights that are
+    not finite.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with prepared(model, recipe, beside=out) as ready:
+        proto = load(ready)
+        placement = place(proto, recipe, model.name, ranges)
+        quantized = _emit(proto, placement, ranges, recipe)
+    for key in ("onnx.infer", "tritongen.prepared"):
+        _drop_property(quantized, key)
+    save(quantized, out)
+    _check_opens(out)
+    kinds = Counter(node.op_type for node in quantized.graph.node)
+    return QuantizationSummary(
+        operators=placement.operators,
+        quantize_nodes=kinds["QuantizeLinear"],
+        dequantize_nodes=kinds["DequantizeLinear"],
+        opset=opset_of(quantized),
+        notes=placement.notes,
+    )
+
+
+@contextmanager
+def prepared(model: Path, recipe: Int8Recipe, beside: Path | None = None) -> Iterator[Path]:
+    """The model in the form that placement works on: itself if `prepare` made it, else a temporary copy."""
+    if is_prepared(load(model, weights=False), recipe.min_opset):
+        yield model
+        return
+    with tempfile.TemporaryDirectory(
+        prefix=".prepared-", dir=beside.parent if beside else None, ignore_cleanup_errors=True
+    ) as folder:
+        yield prepare(model, Path(folder) / "prepared.onnx", min_opset=recipe.min_opset)
+
+
+def place(proto: Any, recipe: Int8Recipe, name: str, ranges: Mapping[str, Range] | None = None) -> Placement:
+    """Choose nodes and activations by the recipe; with `ranges`, only nodes whose activations have one."""
+    graph = proto.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    floats = _float_activations(graph)
+    outputs = {value.name for value in graph.output}
+    nodes: list[str] = []
+    operators: Counter[str] = Counter()
+    activations: dict[str, None] = {}
+    left: Counter[str] = Counter()
+    for node in graph.node:
+        if node.op_type not in recipe.operators or node.domain not in ("", "ai.onnx"):
+            continue
+        wanted = _activations(node, recipe, weights, floats, outputs)
+        reason = _reason_to_skip(node, recipe, weights, floats)
+        if reason is None and ranges is not None and any(tensor not in ranges for tensor in wanted):
+            reason = "no value was ever seen"
+        if reason is not None:
+            left[f"{node.op_type}: {reason}"] += 1
+            continue
+        nodes.append(node.name)
+        operators[node.op_type] += 1
+        activations.update(dict.fromkeys(wanted))
+    _refuse_nothing(proto, recipe, operators, left, name)
+    notes = tuple(f"{count} × {reason}" for reason, count in sorted(left.items()))
+    return Placement(tuple(nodes), dict(operators), tuple(activations), notes + _subgraph_note(graph))
+
+
+def _reason_to_skip(
+    node: Any, recipe: Int8Recipe, weights: Mapping[str, Any], floats: set[str]
+) -> str | None:
+    if node.input[0] not in floats:
+        return "its input is not a floating-point activation"
+    if node.op_type not in WEIGHTED:
+        return None
+    weight = weights.get(node.input[1])
+    if weight is None or weight.data_type not in _FLOATS:
+        return "its weight is computed, not stored" if weight is None else "its weight is not floating-point"
+    return _shape_reason(node, weight, recipe) or _bias_reason(node, weights)
+
+
+def _shape_reason(node: Any, weight: Any, recipe: Int8Recipe) -> str | None:
+    if min(_channels(node, weight)) < recipe.min_channels:
+        return f"fewer than {recipe.min_channels} channels"
+    if not recipe.depthwise and _is_depthwise(node, weight):
+        return "depthwise"
+    return None
+
+
+def _bias_reason(node: Any, weights: Mapping[str, Any]) -> str | None:
+    if len(node.input) > 2 and node.input[2]:  # noqa: PLR2004
+        bias = weights.get(node.input[2])
+        if bias is None or len(bias.dims) != 1 or (node.op_type == "Gemm" and bias.dims[0] == 1):
+            return "its bias is not a stored vector"
+    return None
+
+
+def _channels(node: Any, weight: Any) -> tuple[int, ...]:
+    """Output channels and the inputs that each of them sums over (all groups together)."""
+    dims = tuple(weight.dims)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        groups = _attribute(node, "group", 1)
+        return (dims[0], dims[1] * groups)
+    return dims[-2:]
+
+
+def _is_depthwise(node: Any, weight: Any) -> bool:
+    groups = _attribute(node, "group", 1)
+    return node.op_type == "Conv" and groups > 1 and weight.dims[1] == 1
+
+
+def _attribute(node: Any, name: str, default: int) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
+def _activations(
+    node: Any, recipe: Int8Recipe, weights: Mapping[str, Any], floats: set[str], graph_outputs: set[str]
+) -> list[str]:
+    """The node's activations that get a Q/DQ pair."""
+    inputs = node.input[:1] if node.op_type in WEIGHTED else node.input
+    tensors = [tensor for tensor in inputs if tensor in floats and tensor not in weights]
+    if recipe.quantize_outputs and node.op_type not in recipe.float_outputs:
+        tensors += [tensor for tensor in node.output if tensor in floats]
+    # What a client reads keeps its full precision, except after a convolution, which has no such kernel.
+    return [t for t in tensors if t not in graph_outputs or node.op_type.startswith("Conv")]
+
+
+def _float_activations(graph: Any) -> set[str]:
+    return {
+        value.name
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type in _FLOATS
+    }
+
+
+def _subgraph_note(graph: Any) -> tuple[str, ...]:
+    holders = [n.op_type for n in graph.node if any(a.HasField("g") or a.graphs for a in n.attribute)]
+    return (f"the bodies of {', '.join(sorted(set(holders)))} stay in floating point",) if holders else ()
+
+
+def _refuse_nothing(
+    proto: Any, recipe: Int8Recipe, operators: Mapping[str, int], left: Mapping[str, int], name: str
+) -> None:
+    if any(op in WEIGHTED for op in operators) or (operators and not set(recipe.operators) & set(WEIGHTED)):
+        return
+    reasons = "; ".join(f"{count} × {reason}" for reason, count in left.items())
+    kinds = Counter(node.op_type for node in proto.graph.node)
+    present = ", ".join(f"{op} ×{count}" for op, count in kinds.most_common(5))
+    raise BuildError(
+        f"nothing to quantize: {name} has no operator that recipe '{recipe.name}' speeds up",
+        found=reasons or f"its operators: {present}",
+        expected=f"one of {', '.join(op for op in recipe.operators if op in WEIGHTED)} with stored weights",
+        fix="leave int8 out of the precisions",
+    )
+
+
+def _emit(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe: Int8Recipe) -> Any:
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import TensorData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import add_infer_metadata
+
+    wanted = set(placement.activations)
+
+    class PlacedQuantizer(QDQQuantizer):  # type: ignore[misc]
+        """Emits a Q/DQ pair only where the placement wants one."""
+
+        def quantize_activation_tensor(self, tensor_name: str) -> None:
+            if tensor_name in wanted or tensor_name in self.initializers:
+                super().quantize_activation_tensor(tensor_name)
+
+    _refuse_unfinite_weights(proto, placement)
+    add_infer_metadata(proto)  # shapes are inferred already; without the mark the model is copied for it
+    types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
+    quantizer = PlacedQuantizer(
+        proto,
+        recipe.per_channel,
+        recipe.reduce_range,
+        types[recipe.weight],
+        types[recipe.activation],
+        {
+            name: TensorData(lowest=np.float32(ranges[name][0]), highest=np.float32(ranges[name][1]))
+            for name in placement.activations
+        },
+        list(placement.nodes),
+        [],
+        list(recipe.operators),
+        {
+            "ActivationSymmetric": recipe.symmetric_activations,
+            "WeightSymmetric": recipe.symmetric_weights,
+            "QuantizeBias": recipe.quantize_bias,
+            "AddQDQPairToWeight": recipe.weights_as_pairs,
+            "DedicatedQDQPair": False,
+        },
+    )
+    try:
+        return quantizer.quantize_model()
+    except Exception as error:
+        raise BuildError(
+            f"recipe '{recipe.name}' cannot be applied", found=" ".join(str(error).split())
+        ) from error
+
+
+def _refuse_unfinite_weights(proto: Any, placement: Placement) -> None:
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    chosen = set(placement.nodes)
+    for node in proto.graph.node:
+        for name in node.input if node.name in chosen else ():
+            if name in weights and weights[name].data_type in _FLOATS:
+                values = onnx.numpy_helper.to_array(weights[name])
+                if not np.isfinite(values).all():
+                    raise ModelError(
+                        f"weight '{name}' holds values that are not finite", found="NaN or infinity"
+                    )
+
+
+def _drop_property(proto: Any, key: str) -> None:
+    kept = {entry.key: entry.value for entry in proto.metadata_props if entry.key != key}
+    onnx.helper.set_model_props(proto, kept)
+
+
+def _check_opens(model: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BuildError(
+            "the quantized model does not open in ONNX Runtime", found=" ".join(str(error).split())
+        ) from error
