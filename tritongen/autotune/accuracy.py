@@ -1,0 +1,309 @@
+"""The accuracy gate: may a candidate be selected, given the task's labels, real data, or made-up inputs?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritongen.autotune.closeness import AGREEMENT, COSINE, EQUAL, RELATIVE_L2, Closeness
+from tritongen.autotune.metrics import Metric, default_metric, make_metric
+from tritongen.errors import DataError, ModelError, SpecError
+from tritongen.runs.events import Event, EventSink, discard
+from tritongen.runs.records import Accuracy, OutputError
+from tritongen.spec import AccuracySpec, Precision
+
+if TYPE_CHECKING:
+    from tritongen.engines import Runner
+    from tritongen.samples import Dataset
+    from tritongen.tensors import TensorSpec
+
+Array = NDArray[np.generic]
+Outputs = Mapping[str, Array]
+
+DEFAULT_LOSS_LIMIT = 1.0
+"""Points of the metric (percent) that may be lost on labelled data."""
+
+_WITHOUT_LABELS = {"agreement": AGREEMENT, "relative_l2": RELATIVE_L2, "cosine": COSINE}
+
+
+def judge(
+    reference: Runner,
+    candidate: Runner,
+    dataset: Dataset,
+    settings: AccuracySpec,
+    precision: Precision,
+    *,
+    batch_size: int,
+    batched: bool = True,
+    reference_inputs: Sequence[TensorSpec] | None = None,
+    spec_folder: Path | None = None,
+    events: EventSink = discard,
+) -> Accuracy:
+    """Run both on `dataset` side by side and judge what the candidate loses; both are entered already.
+
+    `batched`: axis 0 of every input holds samples. `reference_inputs`: what the reference takes, where it is
+    another file. SpecError or DataError where labels, metric and outputs do not fit together, ModelError
+    where the reference's inputs or outputs have other names.
+    """
+    pairs = _Pairs(
+        reference,
+        candidate,
+        dataset,
+        batch_size=batch_size,
+        reference_inputs=reference_inputs,
+        events=events,
+    )
+    metric = settings.metric
+    if dataset.labels is not None and metric not in _WITHOUT_LABELS:
+        return _by_labels(pairs, dataset.labels, settings, batched=batched, folder=spec_folder)
+    if metric is not None and metric not in _WITHOUT_LABELS:
+        raise SpecError(
+            f"the metric '{metric}' needs labels",
+            found="validation data without labels",
+            expected="an array of labels beside the inputs (data.labels names it)",
+        )
+    return _by_outputs(pairs, settings, precision, synthetic=dataset.synthetic)
+
+
+class _Pairs:
+    """Outputs of reference and candidate for each batch, checked to be comparable."""
+
+    def __init__(
+        self,
+        reference: Runner,
+        candidate: Runner,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        reference_inputs: Sequence[TensorSpec] | None,
+        events: EventSink,
+    ) -> None:
+        self._reference = reference
+        self._candidate = candidate
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._wanted = reference_inputs
+        self._events = events
+        self.samples = 0
+
+    def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+        """(samples in the call, reference's outputs, candidate's outputs), batch by batch."""
+        for batch in self._dataset.batches(self._batch_size):
+            expected = self._reference.infer(self._reference_feed(batch))
+            found = self._candidate.infer(batch)
+            missing = sorted(set(found) - set(expected))
+            if missing:
+                raise ModelError(
+                    "the accuracy reference lacks outputs of the model",
+                    found=", ".join(sorted(expected)),
+                    expected=", ".join(missing),
+                    fix="give a reference with the same output names",
+                )
+            yield batch, {name: expected[name] for name in found}, found
+            fraction = min(self.samples / max(self._dataset.count, 1), 1.0)
+            self._events(Event("trial", "progress", "judging accuracy", fraction=fraction))
+
+    def _reference_feed(self, batch: Outputs) -> dict[str, Array]:
+        if self._wanted is None:
+            return dict(batch)
+        missing = [spec.name for spec in self._wanted if spec.name not in batch]
+        if missing:
+            raise ModelError(
+                "the accuracy reference takes other inputs than the model",
+                found=", ".join(missing),
+                expected=", ".join(batch),
+                fix="give a reference with the same input names",
+            )
+        return {
+            spec.name: batch[spec.name].astype(spec.dtype.numpy) if spec.dtype.is_float else batch[spec.name]
+            for spec in self._wanted
+        }
+
+
+def _by_labels(
+    pairs: _Pairs, labels: Array, settings: AccuracySpec, *, batched: bool, folder: Path | None
+) -> Accuracy:
+    name = settings.metric or default_metric(labels)
+    limit = DEFAULT_LOSS_LIMIT if settings.limit is None else settings.limit
+    metrics: tuple[Metric, Metric] | None = None
+    won = lost = 0
+    unfit: str | None = None
+    for batch, expected, found in pairs:
+        count = _samples(batch) if batched else 1
+        if metrics is None:
+            output = _metric_output(settings.output, found, count)
+            metrics = make_metric(name, output, folder), make_metric(name, output, folder)
+        wanted = labels[pairs.samples : pairs.samples + count]
+        if len(wanted) != count:
+            raise DataError(
+                "there are fewer labels than samples",
+                found=f"{len(labels)} labels",
+                expected="one per sample",
+            )
+        right = metrics[0].update(_per_sample(expected, batched=batched), wanted)
+        mine = metrics[1].update(_per_sample(found, batched=batched), wanted)
+        unfit = unfit or _unfit(expected, found)
+        if right is not None and mine is not None:
+            won += int((mine & ~right).sum())
+            lost += int((right & ~mine).sum())
+        pairs.samples += count
+    if metrics is None:
+        raise DataError("the validation data hold no sample", expected="at least one")
+    return _labelled_verdict(
+        name, metrics, limit=limit, samples=pairs.samples, flips=(won, lost), unfit=unfit
+    )
+
+
+def _labelled_verdict(
+    name: str,
+    metrics: tuple[Metric, Metric],
+    *,
+    limit: float,
+    samples: int,
+    flips: tuple[int, int],
+    unfit: str | None,
+) -> Accuracy:
+    before, after = metrics[0].value(), metrics[1].value()
+    loss = 100 * (before - after)
+    passed = loss <= limit + 1e-9 and unfit is None
+    summary = (
+        f"{name} {100 * after:.2f} % against {100 * before:.2f} % of the reference on {samples} samples: "
+        f"{_loss_text(loss)} (limit {limit:g}{_noise_text(name, flips, samples)})"
+    )
+    return Accuracy(
+        basis="labels",
+        passed=passed,
+        summary=unfit or summary,
+        metric=name,
+        reference_value=before,
+        value=after,
+        loss=loss,
+        limit=limit,
+        samples=samples,
+    )
+
+
+def _by_outputs(pairs: _Pairs, settings: AccuracySpec, precision: Precision, *, synthetic: bool) -> Accuracy:
+    measure = _WITHOUT_LABELS.get(settings.metric or "")
+    outputs: dict[str, Closeness] = {}
+    for batch, expected, found in pairs:
+        for name, value in found.items():
+            if settings.output not in (None, name):
+                continue
+            if name not in outputs:
+                outputs[name] = Closeness(
+                    name, expected[name], _measure(measure, expected[name], synthetic=synthetic)
+                )
+            outputs[name].update(expected[name], value)
+        pairs.samples += _samples(batch)
+    if not outputs:
+        raise SpecError(
+            "there is no output to judge",
+            found=f"accuracy.output: {settings.output}",
+            expected="an output's name",
+        )
+    results = tuple(one.result(precision, settings.limit) for one in outputs.values())
+    worst = max(results, key=lambda one: _strain(one, outputs[one.output]))
+    passed = all(one.passed for one in results)
+    summary = _closeness_text(worst, outputs[worst.output], pairs.samples, len(results))
+    if synthetic and precision is Precision.INT8:
+        passed = False
+        summary = f"INT8 is never selected on made-up inputs: give --validation-data ({summary})"
+    return Accuracy(
+        basis="synthetic" if synthetic else "reference",
+        passed=passed,
+        summary=summary,
+        metric=worst.measure,
+        value=worst.value,
+        limit=worst.limit,
+        outputs=results,
+        samples=pairs.samples,
+    )
+
+
+def _measure(asked: str | None, reference: Array, *, synthetic: bool) -> str | None:
+    """The measure for one output; None lets the output decide.
+
+    On made-up inputs scores are nearly tied, and their order means nothing: floats are compared as numbers.
+    """
+    if reference.dtype.kind not in "fV":
+        return EQUAL
+    return asked or (RELATIVE_L2 if synthetic else None)
+
+
+def _strain(result: OutputError, closeness: Closeness) -> float:
+    """Loss as a share of its limit: the largest one is the worst output."""
+    share = closeness.measure in (AGREEMENT, EQUAL)
+    limit = 100 * ((1 - result.limit) if share else result.limit)
+    return closeness.loss_percent() / max(limit, 1e-12)
+
+
+def _metric_output(asked: str | None, outputs: Outputs, count: int) -> str:
+    if asked is not None:
+        if asked not in outputs:
+            raise SpecError(
+                f"accuracy.output names '{asked}', which the model does not have",
+                found=asked,
+                expected=", ".join(outputs),
+            )
+        return asked
+    fitting = [name for name, value in outputs.items() if value.ndim > 0 and value.shape[0] == count]
+    return (fitting or list(outputs))[0]
+
+
+def _per_sample(outputs: Outputs, *, batched: bool) -> dict[str, Array]:
+    """Outputs with samples along axis 0; one call of a model without a batch axis is one sample."""
+    if batched:
+        return dict(outputs)
+    return {name: v if v.ndim and v.shape[0] == 1 else v[None] for name, v in outputs.items()}
+
+
+def _unfit(expected: Outputs, found: Outputs) -> str | None:
+    """Why the candidate's outputs cannot be trusted at all, whatever its metric says."""
+    for name, value in found.items():
+        if value.dtype.kind == "f" and np.isnan(value).any() and not np.isnan(expected[name]).any():
+            return f"output '{name}' holds NaN where the reference does not"
+    return None
+
+
+def _samples(batch: Outputs) -> int:
+    sizes = [array.shape[0] for array in batch.values() if array.ndim > 0]
+    return max(sizes, default=1)
+
+
+def _loss_text(loss: float) -> str:
+    if abs(loss) < 0.005:  # noqa: PLR2004
+        return "no loss"
+    return f"{'loss' if loss > 0 else 'gain'} {abs(loss):.2f} points"
+
+
+def _noise_text(name: str, flips: tuple[int, int], samples: int) -> str:
+    """How sure the loss is: answers that flipped each way, and the interval of their difference (McNemar)."""
+    won, lost = flips
+    if not name.startswith("top") or samples == 0:
+        return ""
+    variance = max(won + lost - (won - lost) ** 2 / samples, 0.0)
+    margin = 196 * math.sqrt(variance) / samples
+    return f", ± {margin:.2f} at 95 %; {lost} right answers lost, {won} won"
+
+
+def _closeness_text(result: OutputError, closeness: Closeness, samples: int, count: int) -> str:
+    where = f"output '{result.output}'" + (f", the worst of {count}," if count > 1 else "")
+    if closeness.broken:
+        return f"{where} cannot be compared: {closeness.broken}"
+    relation = "≥" if result.measure in (AGREEMENT, EQUAL) else "≤"
+    names = {
+        AGREEMENT: "agrees in its highest score in",
+        EQUAL: "is equal in",
+        RELATIVE_L2: "differs (relative L2) by",
+        COSINE: "differs (cosine) by",
+    }
+    return (
+        f"{where} {names[result.measure]} {100 * result.value:.3g} % on {samples} samples "
+        f"(limit {relation} {100 * result.limit:.4g} %)"
+    )
