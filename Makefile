@@ -51,11 +51,11 @@ $(VENV)/.made:
 	touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/.made
-	@echo "Installing tritongen with its embedded Triton (about 250 MB of downloads, once) …"
+	@echo "Installing tritongen with its embedded Triton (about 190 MB of downloads, once) …"
 	@$(PIP) install --quiet --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.made
-	@echo "Installing tritongen with its embedded Triton and the test tools (about 350 MB of downloads, once) …"
+	@echo "Installing tritongen with its embedded Triton and the test tools (about 320 MB of downloads, once) …"
 	@$(PIP) install --quiet --editable '.[demo,dev]'
 	@touch $@ $(VENV)/.demo
