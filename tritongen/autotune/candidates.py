@@ -36,11 +36,13 @@ def search_space(
     *,
     precisions: Sequence[Precision] | None = None,
     calibrated: bool,
+    validated: bool = True,
     has_reference: bool = False,
 ) -> SearchSpace:
     """Every candidate of `engine` for `graph`, FP32 first; SpecError or BuildError if nothing can be tried.
 
-    `calibrated`: there are real calibration data. `has_reference`: an FP32 model to judge against was given.
+    `calibrated`, `validated`: there are real data to collect ranges from, to judge by.
+    `has_reference`: an FP32 model to judge against was given.
     """
     if graph.quantized or graph.half:
         return _as_it_is(engine, graph, precisions, has_reference=has_reference)
@@ -50,9 +52,13 @@ def search_space(
         for p in precisions or ()
         if p not in engine.precisions()
     ]
-    if Precision.INT8 in wanted and not calibrated:
+    if Precision.INT8 in wanted and not (calibrated and validated):
         wanted.remove(Precision.INT8)
-        notes.append("int8 is not tried: it needs calibration data (--calibration-data)")
+        needs = [
+            *([] if calibrated else ["calibration data (--calibration-data)"]),
+            *([] if validated else ["data to be judged by (--validation-data)"]),
+        ]
+        notes.append(f"int8 is not tried: it needs {' and '.join(needs)}")
     if Precision.FP32 not in wanted and Precision.FP32 in engine.precisions():
         # Without the fallback a rejected INT8 model would leave nothing to serve.
         wanted.insert(0, Precision.FP32)

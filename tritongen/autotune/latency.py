@@ -37,16 +37,16 @@ class Effort:
     """How long one point of the curve is measured."""
 
     min_iterations: int = 30
-    min_seconds: float = 0.5
+    min_seconds: float = 0.3
     """Enough, once the median's interval is narrower than `precision`."""
-    max_seconds: float = 1.5
+    max_seconds: float = 1.0
     """The end, however wide the interval still is, once `floor_iterations` are there."""
     floor_iterations: int = 5
     precision: float = 0.02
     """Aimed-at half-width of the 95 % interval of the median, as a fraction."""
-    warmup_seconds: float = 0.1
+    warmup_seconds: float = 0.05
     max_warmup_seconds: float = 1.0
-    round_seconds: float = 0.1
+    round_seconds: float = 0.05
 
 
 @dataclass(frozen=True)

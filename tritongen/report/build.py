@@ -12,6 +12,8 @@ from tritongen.runs.build import Build, ModelBuild
 from tritongen.runs.records import Accuracy, LatencyPoint, Outcome, Selection, Trial
 
 _MEGABYTE = 1 << 20
+_FIRST_RATE = 200
+"""Requests per second that any server of a quick model carries: a first load test should not be a defeat."""
 
 
 def print_build(console: Console, build: Build, *, repository: str) -> None:
@@ -43,7 +45,11 @@ def _print_model(console: Console, model: ModelBuild) -> None:
 
 
 def _table(name: str, trials: tuple[Trial, ...], selection: Selection) -> Table:
-    table = Table(title=f"{name}: {len(trials)} candidates", title_justify="left", title_style="bold")
+    table = Table(
+        title=f"{name}: {len(trials)} {'candidate' if len(trials) == 1 else 'candidates'}",
+        title_justify="left",
+        title_style="bold",
+    )
     for heading, justify in (
         ("candidate", "left"),
         ("accuracy", "left"),
@@ -106,7 +112,9 @@ def _throughput(trial: Trial) -> str:
 
 
 def _memory(size: int | None) -> str:
-    return "-" if size is None else f"{size / _MEGABYTE:,.0f} MB"
+    if size is None:
+        return "-"
+    return f"{size / _MEGABYTE:,.0f} MB" if size >= _MEGABYTE else "< 1 MB"
 
 
 def _outcome(trial: Trial, *, won: bool) -> str:
@@ -140,12 +148,13 @@ def _facts(model: ModelBuild, selection: Selection) -> Iterator[str]:
 
 
 def _next_commands(models: list[ModelBuild], repository: str) -> Iterator[str]:
-    """What a newcomer types next; a server should carry half of the bare engine's throughput."""
+    """What a newcomer types next; a server should carry half of a slow engine's throughput."""
     where = "" if repository == "model_repository" else f" --repository {repository}"
     yield f"tritongen serve{where} --background"
     best = best_point(_winner(models[0])) if models[0].selection else None
     if best is not None:
-        yield f"tritongen loadtest {models[0].name} --rate {_round_down(best.throughput / 2)}"
+        rate = min(_FIRST_RATE, _round_down(best.throughput / 2))
+        yield f"tritongen loadtest {models[0].name} --rate {rate}"
     yield "tritongen stop"
 
 

@@ -58,6 +58,7 @@ class ModelBuild(Record):
     """What the writer of the repository had to decide."""
     error: str | None = None
     """Why it failed, with what was found, expected, and how to mend it."""
+    exit_code: int = 0
 
 
 class Build(Record):

@@ -35,10 +35,14 @@ class Fingerprint(Record):
     settings: str
     """Digest of the effective spec and of the machine."""
     versions: dict[str, str]
+    roots: tuple[str, ...]
+    """Model, data, template as they were given: files and folders."""
     sources: dict[str, FileStamp]
-    """Model, data, template: by absolute path."""
+    """Every file in `roots`, by absolute path."""
+    folder: str
+    """The model's folder in the repository."""
     outputs: dict[str, FileStamp]
-    """What lies in the repository."""
+    """Every file in `folder`."""
 
 
 def library_versions() -> dict[str, str]:
@@ -46,18 +50,21 @@ def library_versions() -> dict[str, str]:
     return {name: installed for name in _LIBRARIES if (installed := _version(name)) is not None}
 
 
-def take(settings: str, sources: Iterable[Path], outputs: Iterable[Path]) -> Fingerprint:
+def take(settings: str, roots: Iterable[Path], folder: Path) -> Fingerprint:
     """The fingerprint of a build that has just ended; OSError if a file has gone."""
+    given = [path.absolute() for path in roots]
     return Fingerprint(
         settings=settings,
         versions=library_versions(),
-        sources={str(path): _stamp(path, digest=True) for path in expand(sources)},
-        outputs={str(path): _stamp(path, digest=False) for path in expand(outputs)},
+        roots=tuple(map(str, given)),
+        sources={str(path): _stamp(path, digest=True) for path in expand(given)},
+        folder=str(folder.absolute()),
+        outputs={str(path): _stamp(path, digest=False) for path in expand([folder])},
     )
 
 
-def unchanged(path: Path, settings: str, sources: Iterable[Path], outputs: Iterable[Path]) -> bool:
-    """Whether the fingerprint stored at `path` still holds for the same settings, files and outputs."""
+def unchanged(path: Path, settings: str) -> bool:
+    """Whether the fingerprint stored at `path` still holds: settings, versions, sources and outputs."""
     try:
         stored = read_record(path, Fingerprint)
     except (OSError, TritongenError):
@@ -65,8 +72,8 @@ def unchanged(path: Path, settings: str, sources: Iterable[Path], outputs: Itera
     return (
         stored.settings == settings
         and stored.versions == library_versions()
-        and _same(stored.sources, expand(sources))
-        and _same(stored.outputs, expand(outputs))
+        and _same(stored.sources, expand(map(Path, stored.roots)))
+        and _same(stored.outputs, expand([Path(stored.folder)]))
     )
 
 

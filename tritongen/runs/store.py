@@ -2,6 +2,7 @@
 
 <run_dir>/<model>/spec.json            the effective spec of the model
                   selection.json       the winner and the losers
+                  build.json           how the last finished build came out
                   events.jsonl         progress, one JSON object a line
                   lock                 held by the build that is running
                   fingerprint.json     what the last finished build depended on, and what it wrote
@@ -46,6 +47,10 @@ class RunDirectory:
     @property
     def lock(self) -> Path:
         return self.root / "lock"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "build.json"
 
     @property
     def fingerprint(self) -> Path:

@@ -1,0 +1,242 @@
+"""Models from their ONNX files to a selection, every risky step in a child; then they are handed on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tritongen.errors import RequirementError, TritongenError
+from tritongen.files import digest_json
+from tritongen.runs import fingerprint
+from tritongen.runs.build import Build, ModelBuild, Preparation
+from tritongen.runs.events import Event, EventSink
+from tritongen.runs.journal import journal
+from tritongen.runs.lock import exclusive
+from tritongen.runs.records import Machine, Selection, Trial
+from tritongen.runs.store import RunDirectory, read_record, write_record
+from tritongen.spec import ModelSpec, Spec, is_function
+
+if TYPE_CHECKING:
+    from tritongen.engines import Engine
+    from tritongen.graph import Graph
+    from tritongen.shapes import ResolvedInput
+
+
+@dataclass(frozen=True)
+class SelectedModel:
+    """All that is known of a model once its winner is chosen."""
+
+    name: str
+    spec: ModelSpec
+    graph: Graph
+    """With the batch axis confirmed or ruled out."""
+    inputs: tuple[ResolvedInput, ...]
+    selection: Selection
+    trials: Mapping[str, Trial]
+    """By candidate."""
+    engine: Engine
+    run: RunDirectory
+
+    @property
+    def winner(self) -> Trial:
+        return self.trials[self.selection.winner]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model went."""
+
+    folder: Path
+    version: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+Publish = Callable[[SelectedModel, EventSink], Published]
+"""Writes a selected model into the repository."""
+
+
+def build_models(spec: Spec, publish: Publish, events: EventSink, *, fresh: bool = False) -> Build:
+    """Build the models of a spec one after the other; one that fails does not keep the others from it.
+
+    `fresh` measures everything again. KeyboardInterrupt passes through: finished trials are kept.
+    """
+    from tritongen.autotune.machine import current_machine
+
+    machine = current_machine()
+    built = tuple(_build(name, spec, machine, publish, events, fresh=fresh) for name in spec.models)
+    return Build(machine=machine, models=built)
+
+
+def _build(
+    name: str, spec: Spec, machine: Machine, publish: Publish, events: EventSink, *, fresh: bool
+) -> ModelBuild:
+    """One model, with whatever went wrong as its outcome."""
+    started = time.perf_counter()
+    try:
+        outcome = _build_model(name, spec, machine, publish, events, fresh=fresh)
+    except TritongenError as error:
+        events(Event("build", "failed", error.message, name))
+        outcome = ModelBuild(
+            name=name, status="failed", seconds=0.0, error=str(error), exit_code=error.exit_code
+        )
+    return outcome.model_copy(update={"seconds": time.perf_counter() - started})
+
+
+def _build_model(
+    name: str, spec: Spec, machine: Machine, publish: Publish, events: EventSink, *, fresh: bool
+) -> ModelBuild:
+    model, run = spec.models[name], RunDirectory(spec.run_dir / name)
+    settings = _settings(name, spec, machine)
+    if not fresh and fingerprint.unchanged(run.fingerprint, settings):
+        try:
+            return read_record(run.result, ModelBuild).model_copy(update={"status": "unchanged"})
+        except (OSError, TritongenError):
+            pass  # an interrupted write, or a record of another version: build as usual
+    with _writable(run, events) as recorded:
+        run.fingerprint.unlink(missing_ok=True)
+        if fresh:
+            _forget(run)
+        write_record(run.spec, model)
+        selected, preparation = _select(name, model, run, machine, recorded)
+        published = publish(selected, recorded)
+        outcome = ModelBuild(
+            name=name,
+            status="built",
+            seconds=0.0,
+            repository=str(published.folder),
+            version=published.version,
+            batching=preparation.batch_reason,
+            selection=selected.selection,
+            trials=tuple(selected.trials.values()),
+            notes=published.notes,
+        )
+        write_record(run.result, outcome)
+        roots = _roots(model, selected.graph)
+        if roots is not None:
+            write_record(run.fingerprint, fingerprint.take(settings, roots, published.folder))
+    return outcome
+
+
+def _select(
+    name: str, spec: ModelSpec, run: RunDirectory, machine: Machine, events: EventSink
+) -> tuple[SelectedModel, Preparation]:
+    """Inspect, prepare, try, compare, select."""
+    from tritongen.autotune import jobs, stages
+    from tritongen.autotune.candidates import search_space
+    from tritongen.autotune.judging import Goal
+    from tritongen.autotune.selection import select
+    from tritongen.graph import inspect_model
+
+    engine = find_engine(spec.engine)
+    inspect_model(spec.path)  # complain about the file before any process is started
+    setting = stages.Setting(name, spec, run, machine, events)
+    preparation = stages.prepare_model(setting)
+    graph = jobs.prepared_graph(spec, preparation)
+    largest = stages.largest_batch(spec, batched=graph.batched)
+    space = search_space(
+        engine,
+        graph,
+        precisions=spec.precision,
+        calibrated=preparation.calibration is not None,
+        validated=preparation.validation is not None,
+        has_reference=spec.accuracy.reference is not None,
+    )
+    notes = [*space.notes, *_batching_notes(spec, graph)]
+    for note in notes:
+        events(Event("build", "note", note, name))
+    goal = Goal.parse(spec.objective, spec.slo, spec.serving.instances)
+    trials = stages.run_trials(setting, engine, graph, preparation, space.candidates)
+    selection = select(
+        trials,
+        objective=spec.objective,
+        slo=spec.slo,
+        max_batch_size=largest,
+        max_batch_size_is_asked_for=spec.max_batch_size is not None,
+        instances=spec.serving.instances,
+        comparisons=stages.compare_leaders(setting, trials, preparation, goal),
+        notes=notes,
+    )
+    write_record(run.selection, selection)
+    events(Event("select", "finished", f"{selection.winner}: {selection.reason}", name))
+    by_id = {trial.candidate.id: trial for trial in trials}
+    inputs = jobs.resolved_inputs(graph, preparation)
+    return SelectedModel(name, spec, graph, inputs, selection, by_id, engine, run), preparation
+
+
+def find_engine(wanted: str) -> Engine:
+    """The engine by its name, or the first usable one for "auto"; RequirementError if there is none."""
+    from tritongen.engines import ENGINE_NAMES, load_engine
+
+    reasons: list[str] = []
+    for name in ENGINE_NAMES if wanted == "auto" else (wanted,):
+        try:
+            engine = load_engine(name)
+        except RequirementError as error:
+            if wanted != "auto":
+                raise
+            reasons.append(error.message)
+            continue
+        reason = engine.unavailable_reason()
+        if reason is None:
+            return engine
+        reasons.append(reason)
+    raise RequirementError(
+        "no engine works on this machine" if wanted == "auto" else f"engine '{wanted}' does not work here",
+        found="; ".join(reasons),
+        fix="`tritongen doctor` names what is missing",
+    )
+
+
+def _batching_notes(spec: ModelSpec, graph: Graph) -> Iterator[str]:
+    if not graph.batched and spec.max_batch_size:
+        yield f"max_batch_size {spec.max_batch_size} was asked for and is not used: {graph.batch.reason}"
+
+
+def _settings(name: str, spec: Spec, machine: Machine) -> str:
+    """Digest of what was asked for, of where it goes, and of the machine."""
+    from tritongen.autotune.machine import identity
+
+    asked = spec.models[name].model_dump(mode="json")
+    return digest_json([name, asked, str(spec.repository.absolute()), str(Path.cwd()), identity(machine)])
+
+
+def _roots(spec: ModelSpec, graph: Graph) -> list[Path] | None:
+    """The files that a build depends on; None if a user's function brings data, which no file stamp shows."""
+    from tritongen.autotune.stages import metric_file
+    from tritongen.graph import inspect_model
+
+    data = [source for source in (spec.data.calibration, spec.data.validation) if source is not None]
+    if any(is_function(source) for source in data):
+        return None
+    files = [spec.path, *(spec.path.parent / name for name in graph.external_data), *map(Path, data)]
+    if spec.accuracy.reference is not None:
+        reference = inspect_model(spec.accuracy.reference)
+        files += [reference.path, *(reference.path.parent / name for name in reference.external_data)]
+    files += [path for path in (spec.serving.template, metric_file(spec)) if path is not None]
+    return files
+
+
+def _forget(run: RunDirectory) -> None:
+    """Let every trial be measured again."""
+    for record in run.root.glob("trials/*/trial.json"):
+        record.unlink()
+
+
+@contextmanager
+def _writable(run: RunDirectory, events: EventSink) -> Iterator[EventSink]:
+    """The run directory, made and locked, its journal open; what the file system refuses is explained."""
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        with exclusive(run.lock), journal(run.events, events) as recorded:
+            yield recorded
+    except OSError as error:
+        raise RequirementError(
+            f"a file of this build could not be read or written: {error.strerror or error}",
+            found=str(error.filename or run.root),
+            expected=f"a disk with room, and a folder {run.root} that this user may write to",
+            fix="make room or set its permissions, or choose another folder with --run-dir",
+        ) from error

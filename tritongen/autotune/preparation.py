@@ -1,0 +1,126 @@
+"""Before the trials, in a child process: read the data, settle the shapes, confirm the batch axis."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tritongen.autotune.inputs import call_inputs
+from tritongen.autotune.jobs import PreparationJob, prepared_input
+from tritongen.graph import BatchAxis, BatchStatus, Graph, inspect_model
+from tritongen.runs.build import DataFacts, Preparation
+from tritongen.runs.events import Event, EventSink
+from tritongen.runs.store import read_record, write_record
+from tritongen.samples import open_dataset
+from tritongen.shapes import ResolvedInput, Shape, resolve_inputs
+from tritongen.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from tritongen.samples.streaming import StreamedDataset
+
+FILENAME = "preparation.json"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What several data sets together tell about shapes and values; a `shapes.SeenData`."""
+
+    datasets: Sequence[StreamedDataset]
+
+    @property
+    def shapes(self) -> Mapping[str, Mapping[Shape, int]]:
+        counts: dict[str, Counter[Shape]] = {}
+        for dataset in self.datasets:
+            for name, shapes in dataset.shapes.items():
+                counts.setdefault(name, Counter()).update(shapes)
+        return counts
+
+    @property
+    def value_ranges(self) -> Mapping[str, tuple[int, int]]:
+        ranges: dict[str, tuple[int, int]] = {}
+        for dataset in self.datasets:
+            for name, (low, high) in dataset.value_ranges.items():
+                before = ranges.get(name, (low, high))
+                ranges[name] = (min(low, before[0]), max(high, before[1]))
+        return ranges
+
+
+def prepare(job_file: Path, events: EventSink) -> None:
+    """Write preparation.json beside `job_file`; raises what is wrong with the model, the data or the spec."""
+    spec = read_record(job_file, PreparationJob).spec
+    graph = inspect_model(spec.path)
+    if spec.max_batch_size == 0:
+        graph = replace(graph, batch=_turned_off(graph))
+    prepared, inputs = _look(spec, graph, events)
+    axis = _run_once(graph, inputs, prepared, events)
+    if axis != graph.batch:
+        graph = replace(graph, batch=axis)
+        if not graph.batched:  # arrays now mean whole calls; and whether it runs at all is still open
+            prepared, inputs = _look(spec, graph, events)
+            _run_once(graph, inputs, prepared, events)
+    record = Preparation(
+        inputs=tuple(prepared_input(entry) for entry in inputs),
+        batch_status=graph.batch.status.value,
+        batch_reason=graph.batch.reason,
+        calibration=prepared.facts("calibration"),
+        validation=prepared.facts("validation"),
+    )
+    write_record(job_file.parent / FILENAME, record)
+
+
+@dataclass(frozen=True)
+class _Data:
+    sources: Mapping[str, str]
+    opened: Mapping[str, StreamedDataset]
+
+    def facts(self, role: str) -> DataFacts | None:
+        if role not in self.opened:
+            return None
+        dataset = self.opened[role]
+        return DataFacts(
+            source=self.sources[role],
+            samples=dataset.count,
+            digest=dataset.digest,
+            synthetic=dataset.synthetic,
+            labelled=dataset.labels is not None,
+        )
+
+
+def _look(spec: ModelSpec, graph: Graph, events: EventSink) -> tuple[_Data, tuple[ResolvedInput, ...]]:
+    given = {"calibration": spec.data.calibration, "validation": spec.data.validation}
+    sources = {role: source for role, source in given.items() if source is not None}
+    opened = {}
+    for role, source in sources.items():
+        events(Event("inspect", "progress", f"reading the {role} data"))
+        opened[role] = opened_data(spec, graph, source)
+    seen = Seen(list(opened.values())) if opened else None
+    return _Data(sources, opened), resolve_inputs(graph, spec.shapes, spec.ranges, seen)
+
+
+def opened_data(spec: ModelSpec, graph: Graph, source: str) -> StreamedDataset:
+    """The data set at `source`, as the spec says it is to be read."""
+    return open_dataset(source, graph, labels=spec.data.labels, folder=spec.folder, seed=spec.seed)
+
+
+def _run_once(graph: Graph, inputs: tuple[ResolvedInput, ...], data: _Data, events: EventSink) -> BatchAxis:
+    """The batch axis, confirmed or refuted by running; any other model is run once on one sample."""
+    from tritongen.autotune.batch_axis import confirm_batch_axis
+    from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
+
+    events(Event("inspect", "progress", "opening the model in ONNX Runtime"))
+    with OnnxRuntimeRunner(graph.path) as runner:
+        events(Event("inspect", "progress", "running the model"))
+        if graph.batch.status is BatchStatus.DECLARED:
+            return confirm_batch_axis(graph, inputs, runner.infer)
+        dataset = next(iter(data.opened.values()), None)
+        runner.infer(call_inputs(dataset, inputs, batched=graph.batched, largest=1)(1))
+    return graph.batch
+
+
+def _turned_off(graph: Graph) -> BatchAxis:
+    if graph.batch.status is BatchStatus.ABSENT:
+        return graph.batch
+    return BatchAxis(BatchStatus.REFUTED, "batching is turned off (max_batch_size: 0)")

@@ -1,0 +1,181 @@
+"""One candidate, built and measured in a child process: rewrite, build, accuracy gate, latency curve."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tritongen.autotune.accuracy import judge
+from tritongen.autotune.candidates import RANGES, RECIPE
+from tritongen.autotune.inputs import CallInputs, call_inputs, storable
+from tritongen.autotune.jobs import TrialJob, prepared_graph, resolved_inputs
+from tritongen.autotune.latency import Curve, latency_curve
+from tritongen.autotune.memory import peak_bytes
+from tritongen.autotune.preparation import opened_data
+from tritongen.engines import load_engine
+from tritongen.errors import BuildError, ModelError
+from tritongen.files import replacing
+from tritongen.graph import Graph, inspect_model
+from tritongen.precision.recipe import Int8Recipe, Recipe
+from tritongen.runs.build import Preparation
+from tritongen.runs.events import Event, EventSink
+from tritongen.runs.records import Accuracy, Artifact, Outcome, Trial
+from tritongen.runs.store import read_record, write_record
+from tritongen.samples import synthetic_dataset
+from tritongen.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from tritongen.engines import Engine
+    from tritongen.samples import Dataset
+
+FILENAME = "trial.json"
+_MADE_UP_SAMPLES = 16
+SAMPLES, REFERENCE = "samples.npz", "reference.npz"
+
+
+def run_trial(job_file: Path, events: EventSink) -> None:
+    """Write trial.json beside `job_file`, and with it the artifact, samples.npz and reference.npz.
+
+    Raises what is wrong with the data or the candidate; the parent decides what that means.
+    """
+    started = time.perf_counter()
+    job, folder = read_record(job_file, TrialJob), job_file.parent
+    graph = prepared_graph(job.spec, job.preparation)
+    _check_unchanged(graph, job)
+    engine = load_engine(job.candidate.engine)
+    artifact = _build(engine, graph, job, folder, events)
+    accuracy = _judge(engine, graph, artifact, job, folder, events=events)
+    inputs = call_inputs(
+        validation_data(job.spec, graph, job.preparation),
+        resolved_inputs(graph, job.preparation),
+        batched=graph.batched,
+        largest=max(job.sizes),
+        seed=job.spec.seed,
+    )
+    curve = latency_curve(
+        engine, folder, artifact, inputs=inputs, sizes=job.sizes, runtimes=job.runtimes, events=events
+    )
+    _keep_arrays(engine, artifact, folder, inputs, curve)
+    record = Trial(
+        key=job.key,
+        candidate=job.candidate,
+        outcome=Outcome.PASSED if accuracy.passed else Outcome.REJECTED,
+        reason=accuracy.summary,
+        artifact=artifact,
+        accuracy=accuracy,
+        curve=curve.points,
+        memory_bytes=curve.memory_bytes,
+        peak_memory_bytes=peak_bytes(),
+        machine=job.machine,
+        seconds=time.perf_counter() - started,
+    )
+    write_record(folder / FILENAME, record)
+
+
+def _check_unchanged(graph: Graph, job: TrialJob) -> None:
+    if graph.digest != job.graph_digest:
+        raise ModelError(
+            f"{graph.path} changed while it was being built",
+            found=graph.digest[:12],
+            expected=job.graph_digest[:12],
+            fix="run the build again when the file is complete",
+        )
+
+
+def _build(engine: Engine, graph: Graph, job: TrialJob, folder: Path, events: EventSink) -> Artifact:
+    scratch = folder / "rewritten"
+    try:
+        model = _rewritten(engine, graph, job, scratch / "model.onnx", events)
+        events(Event("trial", "progress", "building"))
+        return engine.build(model, job.candidate, folder, events)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: EventSink) -> Path:
+    """The ONNX file in the candidate's precision: the model itself, or a rewrite of it at `out`."""
+    name = job.candidate.options.get(RECIPE)
+    if name is None:
+        return graph.path
+    recipe = _recipe(engine, job, str(name))
+    if not isinstance(recipe, Int8Recipe):
+        raise BuildError(f"recipe '{recipe.name}' cannot be applied by this version of tritongen")
+    from tritongen.autotune.calibrate import calibrate
+    from tritongen.precision.int8 import quantize
+
+    if job.spec.data.calibration is None:
+        raise BuildError("INT8 needs calibration data", fix="add --calibration-data")
+    calibration = calibrate(
+        graph.path,
+        recipe,
+        opened_data(job.spec, graph, job.spec.data.calibration),
+        job.calibration_folder,
+        model_digest=graph.digest,
+        events=events,
+    )
+    for warning in calibration.warnings:
+        events(Event("calibrate", "warning", warning))
+    events(Event("trial", "progress", "quantizing"))
+    quantize(graph.path, calibration.by(str(job.candidate.options[RANGES])), recipe, out)
+    return out
+
+
+def _recipe(engine: Engine, job: TrialJob, name: str) -> Recipe:
+    for recipe in engine.recipes(job.candidate.precision):
+        if recipe.name == name:
+            return recipe
+    raise BuildError(f"{engine.name} has no recipe '{name}' for {job.candidate.precision} on this machine")
+
+
+def _judge(
+    engine: Engine, graph: Graph, artifact: Artifact, job: TrialJob, folder: Path, *, events: EventSink
+) -> Accuracy:
+    """The gate: against the reference model on real data where there are any, on made-up inputs otherwise."""
+    from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
+
+    given = job.spec.accuracy.reference
+    reference = inspect_model(given) if given is not None else None
+    dataset = validation_data(job.spec, graph, job.preparation)
+    # A label may stand for an item although the model takes several at once (a static batch).
+    per_item = dataset.labels is not None and len(dataset.labels) != dataset.count
+    with (
+        OnnxRuntimeRunner(reference.path if reference else graph.path) as exact,
+        engine.open(folder, artifact, job.runtimes[0][0]) as candidate,
+    ):
+        return judge(
+            exact,
+            candidate,
+            dataset,
+            job.spec.accuracy,
+            job.candidate.precision,
+            batch_size=max(job.sizes),
+            batched=graph.batched or per_item,
+            reference_inputs=reference.inputs if reference else None,
+            spec_folder=job.spec.folder,
+            events=events,
+        )
+
+
+def validation_data(spec: ModelSpec, graph: Graph, preparation: Preparation) -> Dataset:
+    """The validation data, or made-up inputs where there are none."""
+    if spec.data.validation is not None:
+        return opened_data(spec, graph, spec.data.validation)
+    inputs = resolved_inputs(graph, preparation)
+    return synthetic_dataset(inputs, _MADE_UP_SAMPLES, batched=graph.batched, seed=spec.seed)
+
+
+def _keep_arrays(engine: Engine, artifact: Artifact, folder: Path, inputs: CallInputs, curve: Curve) -> None:
+    """samples.npz: raw latencies; reference.npz: inputs and the outputs that this artifact gives for them."""
+    call = inputs(min(2, len(inputs.samples)))
+    with engine.open(folder, artifact, curve.points[0].runtime) as runner:
+        outputs = runner.infer(call)
+    for name, arrays in (
+        (SAMPLES, curve.samples),
+        (REFERENCE, {**storable(call, "input"), **storable(dict(outputs), "output")}),
+    ):
+        with replacing(folder / name) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)

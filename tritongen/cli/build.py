@@ -1,0 +1,139 @@
+"""`tritongen build`: autotune models and write the Triton model repository."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tritongen.cli import options
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tritongen.autotune.build import Publish, Published, SelectedModel
+    from tritongen.runs.build import Build
+    from tritongen.runs.events import EventSink
+    from tritongen.spec import Spec
+
+_INTERRUPTED = 130
+
+
+@click.command(
+    help="""Autotune models and write the Triton model repository.
+
+    Without arguments it builds ./tritongen.yaml. Every candidate is tried in a process of its own: accuracy
+    first, then its latency curve. Ctrl-C stops it; the same command goes on where it stopped.
+
+    \b
+    Examples:
+      tritongen build
+      tritongen build model.onnx --calibration-data calib.npz --validation-data test.npz
+      tritongen build detector.onnx --shape 'images=3x640x640' --objective latency
+      tritongen build model.onnx --slo 'p99<=20ms' --json > build.json
+    """
+)
+@options.models
+@options.spec_flags
+@click.option("--fresh", is_flag=True, help="Measure everything again, even what has not changed.")
+@click.option("--force", is_flag=True, help="Replace a model folder that tritongen did not write.")
+@options.as_json
+def command(models: tuple[Path, ...], fresh: bool, force: bool, as_json: bool, **flags: Any) -> int:
+    from rich.console import Console
+
+    from tritongen.autotune.build import build_models
+    from tritongen.report.terminal import progress
+
+    spec = options.read_spec(models, **flags)
+    console = Console(stderr=as_json, highlight=False)
+    with _terminable(), progress(Console(stderr=True, highlight=False) if as_json else console) as events:
+        try:
+            build = build_models(spec, _publisher(spec, force=force), events, fresh=fresh)
+        except KeyboardInterrupt:
+            build = None
+    if build is None:
+        click.echo("stopped; finished trials are kept: run the same command again to resume", err=True)
+        return _INTERRUPTED
+    _show(build, spec, console, as_json=as_json)
+    return next((model.exit_code for model in build.models if model.status == "failed"), 0)
+
+
+def _show(build: Build, spec: Spec, console: Any, *, as_json: bool) -> None:
+    from tritongen.report.build import print_build
+
+    for model in build.models:
+        if model.status == "failed":
+            click.echo(f"error: {model.name}: {model.error}", err=True)
+    if as_json:
+        click.echo(build.model_dump_json(by_alias=True, indent=2))
+    else:
+        print_build(console, build, repository=str(spec.repository))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the build as Ctrl-C does: the child first, nothing half-written."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _publisher(spec: Spec, *, force: bool) -> Publish:
+    """Writes selected models into the spec's repository."""
+
+    def publish(model: SelectedModel, events: EventSink) -> Published:
+        from tritongen.autotune.build import Published
+        from tritongen.repository.writer import BuiltCandidate, ModelToWrite, write_model
+        from tritongen.runs.fingerprint import library_versions
+
+        if model.winner.artifact is None:
+            raise TypeError("a winner without an artifact")
+        kept = model.selection.runners_up if model.spec.keep_candidates else ()
+        sample, reference = _arrays(model)
+        written = write_model(
+            spec.repository,
+            ModelToWrite(
+                name=model.name,
+                spec=model.spec,
+                graph=model.graph,
+                inputs=model.inputs,
+                selection=model.selection,
+                winner=BuiltCandidate(model.winner, model.run.trial(model.selection.winner)),
+                traits=model.engine.serving_traits(model.winner.artifact, model.selection.runtime),
+                runners_up=[BuiltCandidate(model.trials[one], model.run.trial(one)) for one in kept],
+                sample=sample,
+                reference=reference,
+                versions=library_versions(),
+                notes=model.selection.notes,
+            ),
+            force=force,
+            events=events,
+        )
+        notes = (written.replaced,) if written.replaced else ()
+        return Published(written.folder, written.version, notes)
+
+    return publish
+
+
+def _arrays(model: SelectedModel) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """(one item per input, the inputs and outputs to compare a served model with) from the winner's trial."""
+    import numpy as np
+
+    from tritongen.autotune.trial import REFERENCE
+
+    with np.load(model.run.trial(model.selection.winner) / REFERENCE) as stored:
+        reference = {name: stored[name] for name in stored.files}
+    inputs = {name.partition("/")[2]: a for name, a in reference.items() if name.startswith("input/")}
+    return {name: a[0] if model.graph.batched else a for name, a in inputs.items()}, reference
