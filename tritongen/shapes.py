@@ -24,6 +24,10 @@ _WHOLE_TYPES = {"int8": (-(2**7), 2**7 - 1), "uint8": (0, 2**8 - 1)}
 """Small integers are pictures and quantized values: all of their values are usual."""
 
 
+class MissingInputError(SpecError):
+    """Sizes or a value range that nothing tells; the fix names the flag, with a proposal."""
+
+
 class SeenData(Protocol):
     """What a data set tells about the shapes and values in it."""
 
@@ -262,7 +266,7 @@ def _value_range(
     for values, source in ((seen, "data"), (table, "graph"), (_WHOLE_TYPES.get(spec.dtype.name), "dtype")):
         if values is not None:
             return values, source
-    raise SpecError(
+    raise MissingInputError(
         f"the values that the integer input '{spec.name}' may take are not known",
         found=f"{spec}, and nothing in the graph tells its range",
         expected="an inclusive range, or real data",
@@ -299,10 +303,10 @@ def _given_range(spec: TensorSpec, text: str) -> tuple[int, int]:
     return values
 
 
-def _missing_shapes(missing: Iterable[TensorSpec], graph: Graph) -> SpecError:
+def _missing_shapes(missing: Iterable[TensorSpec], graph: Graph) -> MissingInputError:
     specs = list(missing)
     flags = " ".join(f"--shape '{propose_shape(spec, graph)}'" for spec in specs)
-    return SpecError(
+    return MissingInputError(
         "sizes are missing for the dynamic axes of " + ", ".join(f"'{spec.name}'" for spec in specs),
         found="; ".join(str(spec) for spec in specs),
         expected="a size for each dynamic axis except the batch",

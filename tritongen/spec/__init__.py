@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -58,7 +58,7 @@ def _explained(check: Callable[[str], object]) -> AfterValidator:
 
 ModelName = Annotated[str, _explained(check_model_name)]
 SloText = Annotated[str, _explained(parse_slo)]
-Text = Annotated[str, Field(coerce_numbers_to_str=True)]
+Text = Annotated[str, Field(coerce_numbers_to_str=True), WithJsonSchema({"type": ["string", "number"]})]
 """Text that YAML may read as a number (`128`)."""
 
 
@@ -118,14 +118,21 @@ class ServingSpec(_Model):
     queue_delay_us: int = Field(default=0, ge=0)
     """How long the dynamic batcher may wait for more requests, in microseconds."""
     dynamic_batching: bool = True
+    """Let Triton join waiting requests into one batch."""
     preferred_batch_sizes: tuple[int, ...] = ()
     """Leave empty unless the engine has one optimization profile per batch size."""
     max_queue_size: int | None = Field(default=None, ge=0)
+    """Requests that may wait before more are refused; default: no limit."""
     default_queue_timeout_us: int | None = Field(default=None, ge=0)
+    """How long a request may wait before it is refused, in microseconds; default: no limit."""
     priority_levels: int = Field(default=0, ge=0)
+    """Number of priorities that requests may carry (1 is the highest); 0: none."""
     default_priority_level: int = Field(default=0, ge=0)
+    """Priority of requests that carry none."""
     response_cache: bool = False
+    """Answer repeated requests from Triton's cache (the server must be started with one)."""
     warmup: bool = True
+    """Run each size that will be served once before the model is ready."""
     parameters: dict[str, Text] = Field(default_factory=dict)
     """Extra backend parameters; they win over tritongen's own."""
     raw: str = ""
@@ -172,6 +179,7 @@ class Spec(_Model):
     """The whole job: one or more models and the repository that they go to."""
 
     repository: Path = Path("model_repository")
+    """The Triton model repository to write."""
     run_dir: Path = Path(".tritongen")
     """Where trials, samples and logs are kept; see docs/run-directory.md."""
     models: dict[ModelName, ModelSpec] = Field(min_length=1)

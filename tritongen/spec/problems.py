@@ -15,10 +15,12 @@ from tritongen.spec.yaml_lines import Document, Location
 def explain(error: ValidationError, model: type[BaseModel], document: Document) -> SpecError:
     """One SpecError for everything that pydantic found: the first in full, the others by place."""
     schema = model.model_json_schema()
-    problems = sorted(error.errors(), key=lambda problem: _line(problem, document))
+    problems = sorted(
+        error.errors(), key=lambda problem: (problem["type"] == "missing", _line(problem, document))
+    )
     first = _describe(problems[0], schema, document.where(problems[0]["loc"]), dotted(problems[0]["loc"]))
     if len(problems) > 1:
-        others = [f"{document.where(p['loc'])}: {dotted(p['loc'])}: {_summary(p)}" for p in problems[1:6]]
+        others = [f"{document.where(p['loc'])}: {dotted(p['loc'])} {_summary(p)}" for p in problems[1:6]]
         more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""  # noqa: PLR2004
         first.args = (first.message,)
         first.message += "".join(f"\n  also {text}" for text in others) + more
@@ -38,12 +40,13 @@ def explain_flags(error: ValidationError, model: type[BaseModel], flags: dict[Lo
         ),
         dotted(location),
     )
-    return _describe(problem, model.model_json_schema(), name, dotted(location))
+    return _describe(problem, model.model_json_schema(), name, "")
 
 
 def dotted(location: Location) -> str:
     """`models.detector.slo[0]` for ("models", "detector", "slo", 0)."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    parts = [part for part in location if part != "[key]"]  # how pydantic marks a mapping's key
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return text.removeprefix(".")
 
 
@@ -53,11 +56,13 @@ def _line(problem: ErrorDetails, document: Document) -> int:
 
 
 def _summary(problem: ErrorDetails) -> str:
-    return "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+    kinds = {"extra_forbidden": "is an unknown key", "missing": "is missing", "spec": f": {problem['msg']}"}
+    return kinds.get(problem["type"]) or _complaint(problem)
 
 
 def _describe(problem: ErrorDetails, schema: dict[str, Any], where: str, key: str) -> SpecError:
     kind, location, context = problem["type"], problem["loc"], problem.get("ctx", {})
+    what = f"{where}: {key}" if key else where
     if kind == "extra_forbidden":
         return _unknown_key(schema, where, key, location)
     if kind == "missing":
@@ -71,17 +76,45 @@ def _describe(problem: ErrorDetails, schema: dict[str, Any], where: str, key: st
     shown = repr(problem["input"])
     shown = shown if len(shown) <= 80 else shown[:77] + "..."  # noqa: PLR2004
     if kind == "spec":
-        return SpecError(f"{where}: {key}: {problem['msg']}", **{
+        return SpecError(f"{what}: {problem['msg']}", **{
             name: context.get(name) for name in ("found", "expected", "fix")
         })  # fmt: skip
     allowed = _allowed(schema, location)
     near = difflib.get_close_matches(str(problem["input"]), allowed, n=1) if allowed else []
     return SpecError(
-        f"{where}: {key}: {problem['msg'][:1].lower()}{problem['msg'][1:]}",
+        f"{what} {_complaint(problem)}",
         found=shown,
         expected=", ".join(allowed) or _meaning(schema, location),
         fix=f"did you mean '{near[0]}'?" if near else None,
     )
+
+
+def _complaint(problem: ErrorDetails) -> str:
+    """What is wrong, in the words of YAML rather than of Python."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    words = {
+        "tuple_type": "must be a list: write [A, B] or one '- item' a line",
+        "dict_type": "must be a mapping of names to values",
+        "model_type": "must be a section with keys of its own",
+        "model_attributes_type": "must be a section with keys of its own",
+        "string_type": "must be text (in quotes, where YAML reads something else)",
+        "int_type": "must be a whole number",
+        "int_parsing": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_type": "must be a number",
+        "float_parsing": "must be a number",
+        "finite_number": "must be a finite number",
+        "bool_type": "must be true or false",
+        "bool_parsing": "must be true or false",
+        "path_type": "must be a path",
+        "string_pattern_mismatch": "has none of the forms that it may have",
+        "too_short": "must hold at least one entry",
+    }
+    if kind == "greater_than_equal":
+        return f"must be at least {context['ge']}"
+    if kind in ("enum", "literal_error"):
+        return f"must be one of {context['expected']}"
+    return words.get(kind, problem["msg"])
 
 
 def _unknown_key(schema: dict[str, Any], where: str, key: str, location: Location) -> SpecError:
