@@ -1,0 +1,292 @@
+"""Checks a repository against its manifests, its models, and the server that is to serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tritongen.errors import RepositoryError, TritongenError
+from tritongen.repository import manifest as manifests
+from tritongen.repository.config_text import parse
+from tritongen.repository.contents import entry_of, listing
+from tritongen.repository.existing import CONFIG
+from tritongen.repository.findings import Finding
+from tritongen.repository.model_match import check_model_file
+from tritongen.repository.rules import backend_of, check_rules, server_options
+from tritongen.repository.swap import staging_folder
+
+if TYPE_CHECKING:
+    from tritongen.repository.manifest import Manifest
+    from tritongen.repository.targets import Target
+    from tritongen.runs.records import Machine
+
+DEFAULT_FILENAMES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+_REBUILD = "build it again with `tritongen build`"
+_HAND_EDITED = "put the change into the spec (serving: …) and run `tritongen build --force`"
+_OTHERS_READ = 0o004
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the repository is to be served."""
+
+    target: Target
+    machine: Machine | None = None
+    """This machine, when it is the one that will serve."""
+
+
+def model_names(repository: Path) -> tuple[str, ...]:
+    """The models of a repository; RepositoryError if there is none."""
+    if not repository.is_dir():
+        raise RepositoryError(
+            f"there is no model repository at {repository}",
+            found="a file" if repository.exists() else "nothing",
+            fix="name the folder, or make one with `tritongen build`",
+        )
+    return tuple(
+        sorted(path.name for path in repository.iterdir() if path.is_dir() and path.name != ".tritongen")
+    )
+
+
+def verify_repository(repository: Path, names: Sequence[str], place: Place) -> Iterator[Finding]:
+    """Findings about the repository and the named models (default: all of them)."""
+    present = model_names(repository)
+    unknown = [name for name in names if name not in present]
+    if unknown:
+        raise RepositoryError(
+            f"{repository} has no model '{unknown[0]}'",
+            found=", ".join(present) or "an empty folder",
+            fix="name one of these, or build it",
+        )
+    yield from _unfinished(repository)
+    if not present:
+        yield Finding(
+            None,
+            "empty",
+            f"{repository} holds no model",
+            "there is nothing to serve",
+            "run `tritongen build`",
+        )
+    for name in names or present:
+        yield from verify_model(repository / name, place)
+
+
+def verify_model(folder: Path, place: Place) -> Iterator[Finding]:
+    """Findings about one model's folder."""
+    name = folder.name
+    manifest = None
+    try:
+        manifest = manifests.read_manifest(folder)
+    except RepositoryError as error:
+        yield Finding(
+            name,
+            "manifest",
+            f"{error.message}{f' ({error.found})' if error.found else ''}",
+            "nothing tells what built it, so its files, versions and promises cannot be checked",
+            error.fix or _REBUILD,
+        )
+    if manifest is not None:
+        yield from _digests(folder, manifest)
+    config = None
+    try:
+        config = parse((folder / CONFIG).read_text(encoding="utf-8"), CONFIG)
+    except (TritongenError, OSError, UnicodeDecodeError) as error:
+        message = f"{error.message}: {error.found}" if isinstance(error, TritongenError) else str(error)
+        yield Finding(name, "config", message, "Triton refuses to load the model", _REBUILD)
+    if config is not None:
+        yield from _config(name, config)
+        yield from _versions(folder, config, manifest, place)
+    yield from _readable(folder)
+    if manifest is not None:
+        yield from _place(manifest, place)
+
+
+def _unfinished(repository: Path) -> Iterator[Finding]:
+    root = staging_folder(repository)
+    workspaces = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    for aside in (workspace / "old" for workspace in workspaces):
+        target = repository / aside.parent.name.rpartition(".")[0]
+        if aside.is_dir() and not target.exists():
+            yield Finding(
+                target.name,
+                "interrupted",
+                "writing it was interrupted between two renames",
+                "the model is missing from the repository until the old state is put back",
+                f"mv {aside} {target}, or run `tritongen build`",
+            )
+    if workspaces and root.parent == repository.resolve():
+        yield Finding(
+            None,
+            "interrupted",
+            f"{root} was left by an interrupted write",
+            "Triton takes every folder in its repository for a model and refuses to start",
+            f"rm -r {root}, or run `tritongen build`",
+        )
+
+
+def _digests(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    name = folder.name
+    for path, entry in manifest.files.items():
+        try:
+            found = entry_of(folder / path)
+        except OSError as error:
+            yield Finding(
+                name,
+                "digest",
+                f"{path} cannot be read: {error.strerror or error}",
+                "the manifest lists it as part of the model",
+                _REBUILD,
+            )
+            continue
+        if found.digest != entry.digest:
+            is_config = path == CONFIG
+            yield Finding(
+                name,
+                "digest",
+                f"{path} is not what was built: SHA-256 {found.digest[:12]}…, and {entry.digest[:12]}… in the "
+                "manifest",
+                f"accuracy and speed were measured with another {'configuration' if is_config else 'file'}",
+                _HAND_EDITED if is_config else _REBUILD,
+            )
+    extra = [path for path in listing(folder) if path not in {*manifest.files, manifests.FILENAME}]
+    if extra:
+        yield Finding(
+            name,
+            "foreign",
+            f"files that tritongen did not write: {', '.join(extra[:5])}{' …' if len(extra) > 5 else ''}",  # noqa: PLR2004
+            "the manifest says nothing about them",
+            "remove them if they are not yours",
+            "warning",
+        )
+
+
+def _config(name: str, config: Any) -> Iterator[Finding]:
+    if config.name != name:
+        yield Finding(
+            name,
+            "config",
+            f"config.pbtxt names the model '{config.name}'",
+            "Triton refuses a model whose name is not its folder's",
+            f'write name: "{name}"',
+        )
+    for violation in check_rules(config):
+        who = {"core": "Triton", "tritongen": "this"}.get(
+            violation.origin, f"Triton's {violation.origin} backend"
+        )
+        why = "it does nothing, or not what it says" if who == "this" else f"{who} refuses to load the model"
+        yield Finding(name, f"rule:{violation.rule}", violation.message, why, violation.fix)
+    for option in server_options(config):
+        yield Finding(
+            name,
+            "server-option",
+            "the response cache is on",
+            "it has no effect on a server that was started without one",
+            f"start tritonserver with {option}",
+            "warning",
+        )
+
+
+def _versions(folder: Path, config: Any, manifest: Manifest | None, place: Place) -> Iterator[Finding]:
+    name = folder.name
+    versions = sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+    if not versions:
+        why = "Triton has nothing to load"
+        yield Finding(name, "versions", "there is no version folder", why, _REBUILD)
+    elif manifest is not None and versions[-1] != manifest.version:
+        yield Finding(
+            name,
+            "versions",
+            f"version {versions[-1]} lies above the manifest's version {manifest.version}",
+            "the highest version takes the traffic, and the manifest does not describe it",
+            f"move {folder / str(versions[-1])} away, or {_REBUILD}",
+        )
+    filename = config.default_model_filename or DEFAULT_FILENAMES.get(backend_of(config))
+    for version in versions:
+        path = folder / str(version) / filename if filename else None
+        if path is not None and not path.is_file():
+            yield Finding(
+                name,
+                "model-file",
+                f"{version}/{filename} is missing",
+                f"version {version} cannot be loaded",
+                _REBUILD,
+            )
+        elif path is not None and path.suffix == ".onnx":
+            yield from check_model_file(name, path, config, place.target)
+
+
+def _readable(folder: Path) -> Iterator[Finding]:
+    closed = [path for path in (folder, *folder.rglob("*")) if not path.stat().st_mode & _OTHERS_READ]
+    if closed:
+        yield Finding(
+            folder.name,
+            "permissions",
+            f"other users cannot read {closed[0]}{f' and {len(closed) - 1} more' if len(closed) > 1 else ''}",
+            "a container that does not run as you cannot load the model",
+            f"chmod -R a+rX {folder}",
+            "warning",
+        )
+
+
+def _place(manifest: Manifest, place: Place) -> Iterator[Finding]:
+    name, target = manifest.name, place.target
+    if manifest.backend == "tensorrt":
+        yield from _plan(manifest, target)
+    if place.machine is not None:
+        missing = sorted(set(manifest.machine.cpu_features) - set(place.machine.cpu_features))
+        if manifest.backend == "onnxruntime" and missing:
+            yield Finding(
+                name,
+                "machine",
+                f"this machine's CPU lacks {', '.join(missing)}",
+                "it was tuned with them: it will run, but slower, and another candidate may win here",
+                _REBUILD.replace("it again", "it here"),
+                "warning",
+            )
+    void = [p for p in manifest.proofs if p.config_digest != manifest.files[CONFIG].digest]
+    if void:
+        yield Finding(
+            name,
+            "proof",
+            f"{', '.join(proof.slo for proof in void)} was proved with another config.pbtxt",
+            "the promise is UNPROVEN for this one",
+            f"run `tritongen loadtest {name}` again",
+            "warning",
+        )
+
+
+def _plan(manifest: Manifest, target: Target) -> Iterator[Finding]:
+    built = manifest.versions.get("tensorrt")
+    if target.tensorrt is None:
+        yield Finding(
+            manifest.name,
+            "target",
+            f"{target.name} is not known to have TensorRT",
+            "a plan loads only in the very TensorRT version that built it",
+            "name the image with --image",
+        )
+    elif built is not None and not _same_release(built, target.tensorrt.version):
+        yield Finding(
+            manifest.name,
+            "target",
+            f"the plan was built by TensorRT {built}, and {target.name} has {target.tensorrt}",
+            "a plan loads only in the very TensorRT version that built it",
+            "build it in the image's own TensorRT, or serve it with the image that matches",
+        )
+    elif not target.tensorrt.verified:
+        yield Finding(
+            manifest.name,
+            "target",
+            f"that {target.name} has TensorRT {target.tensorrt.version} is unverified",
+            "the plan may not load",
+            f"docker run --rm {target.name} printenv TRT_VERSION",
+            "warning",
+        )
+
+
+def _same_release(one: str, other: str) -> bool:
+    """Versions agree as far as the shorter one goes ("10.11" and "10.11.0.33")."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return all(a == b for a, b in pairs)
