@@ -16,7 +16,9 @@ from tritongen.serving.statistics import ModelStatistics
 from tritongen.serving.transport import Refusal
 
 DEFAULT_TIMEOUT_S = 10.0
+LOAD_TIMEOUT_S = 300.0
 READY_POLL_S = 0.05
+HELD_STATES = ("READY", "UNLOADING")
 DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
 
 
@@ -81,9 +83,9 @@ class Transport(Protocol):
 
     def index(self) -> list[dict[str, Any]]: ...
 
-    def load(self, name: str, config: str | None) -> None: ...
+    def load(self, name: str, config: str | None, timeout_s: float) -> None: ...
 
-    def unload(self, name: str) -> None: ...
+    def unload(self, name: str, timeout_s: float) -> None: ...
 
     def close(self) -> None: ...
 
@@ -205,13 +207,22 @@ class ServerControl:
             for entry in self._ask(self._transport.index)
         )
 
-    def load(self, model: str, config: str | None = None) -> None:
-        """Load or reload a model, with another configuration (JSON) than its file's if one is given."""
-        self._ask(self._transport.load, model, config)
+    def load(self, model: str, config: str | None = None, timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Load or reload a model, with another configuration (JSON) than its file's if one is given.
 
-    def unload(self, model: str) -> None:
-        """Take a model out of service."""
-        self._ask(self._transport.unload, model)
+        If that fails, the server goes on with what it had. It also keeps a configuration that was given
+        earlier, until `unload`: only then does `load` without one mean the file's again.
+        """
+        self._ask(self._transport.load, model, config, timeout_s)
+
+    def unload(self, model: str, timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Take a model out of service, and wait until the server has let go of it."""
+        self._ask(self._transport.unload, model, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while any(entry.name == model and entry.state in HELD_STATES for entry in self.index()):
+            if time.monotonic() > deadline:
+                raise ServerError(f"the server at {self.url} still unloads '{model}' after {timeout_s:.0f} s")
+            time.sleep(READY_POLL_S)
 
     def _ask(self, method: Any, *arguments: Any) -> Any:
         try:
@@ -221,7 +232,7 @@ class ServerControl:
 
     def _explain(self, refusal: Refusal, model: str) -> ServerError:
         if not _means_unknown(refusal):
-            return ServerError(f"the server at {self.url} refuses", found=str(refusal))
+            return ServerError(f"the server at {self.url} refuses", found=_readable(refusal))
         try:
             names = sorted({str(entry.get("name")) for entry in self._transport.index()})
         except (ServerError, Refusal):
@@ -229,7 +240,7 @@ class ServerControl:
         near = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
         return ServerError(
             f"the server at {self.url} has no model '{model}' that is loaded",
-            found=self._states() if names else str(refusal),
+            found=self._states() if names else _readable(refusal),
             fix=f"did you mean '{near[0]}'?" if near and near[0] != model else "check the name, or load it",
         )
 
@@ -253,9 +264,17 @@ def read_metrics(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
     return transport.text(parts.path or "/metrics")
 
 
+def _readable(refusal: Refusal) -> str:
+    """The server's words in one line, without the Python backend's traceback."""
+    text = str(refusal).partition("\n\nAt:")[0].replace("Internal: TritonModelException: ", "")
+    return " ".join(text.split())
+
+
 def _means_unknown(refusal: Refusal) -> bool:
-    known = re.search(r"unknown model|not found|not exist|no available versions", str(refusal), re.IGNORECASE)
-    return known is not None or refusal.status == HTTPStatus.NOT_FOUND
+    unknown = r"unknown model|not found|not exist|no available versions|requested model .* is not available"
+    return (
+        re.search(unknown, str(refusal), re.IGNORECASE) is not None or refusal.status == HTTPStatus.NOT_FOUND
+    )
 
 
 def _state(entry: Mapping[str, Any]) -> str:

@@ -54,12 +54,12 @@ class HttpTransport:
         answer = self._json("POST", "/v2/repository/index", {})
         return answer if isinstance(answer, list) else []
 
-    def load(self, name: str, config: str | None) -> None:
+    def load(self, name: str, config: str | None, timeout_s: float) -> None:
         body = {} if config is None else {"parameters": {"config": config}}
-        self._json("POST", f"/v2/repository/models/{quote(name, safe='')}/load", body)
+        self._json("POST", f"/v2/repository/models/{quote(name, safe='')}/load", body, timeout_s)
 
-    def unload(self, name: str) -> None:
-        self._json("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {})
+    def unload(self, name: str, timeout_s: float) -> None:
+        self._json("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {}, timeout_s)
 
     def text(self, path: str) -> str:
         """The body of a plain GET."""
@@ -81,8 +81,10 @@ class HttpTransport:
             raise self._not_v2("the answer is not a JSON object")
         return answer
 
-    def _json(self, verb: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        status, content = self._exchange(verb, path, body)
+    def _json(
+        self, verb: str, path: str, body: dict[str, Any] | None = None, timeout_s: float | None = None
+    ) -> Any:
+        status, content = self._exchange(verb, path, body, timeout_s)
         try:
             answer = json.loads(content) if content else {}
         except ValueError:
@@ -94,9 +96,11 @@ class HttpTransport:
             raise self._not_v2("the answer is not JSON")
         return answer
 
-    def _exchange(self, verb: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
+    def _exchange(
+        self, verb: str, path: str, body: dict[str, Any] | None, timeout_s: float | None = None
+    ) -> tuple[int, bytes]:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=self._timeout_s)
+        connection = kind(self._host, self._port, timeout=timeout_s or self._timeout_s)
         try:
             connection.request(
                 verb,

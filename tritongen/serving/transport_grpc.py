@@ -44,11 +44,11 @@ class GrpcTransport:
         models: list[dict[str, Any]] = to_json(self._call("get_model_repository_index")).get("models", [])
         return models
 
-    def load(self, name: str, config: str | None) -> None:
-        self._call("load_model", name, config=config)
+    def load(self, name: str, config: str | None, timeout_s: float) -> None:
+        self._call("load_model", name, config=config, client_timeout=timeout_s)
 
-    def unload(self, name: str) -> None:
-        self._call("unload_model", name)
+    def unload(self, name: str, timeout_s: float) -> None:
+        self._call("unload_model", name, client_timeout=timeout_s)
 
     def close(self) -> None:
         self._client.close()
@@ -57,7 +57,7 @@ class GrpcTransport:
         from tritonclient.utils import InferenceServerException
 
         try:
-            return getattr(self._client, method)(*arguments, client_timeout=self._timeout_s, **options)
+            return getattr(self._client, method)(*arguments, **{"client_timeout": self._timeout_s, **options})
         except InferenceServerException as error:
             raise self._explain(error) from None
 
