@@ -267,6 +267,7 @@ class Assembly:
             ),
             spec_digest=digest_json(model.spec.model_dump(mode="json")),
             objective=model.selection.objective,
+            slo=model.spec.slo,
             engine=trial.candidate.engine,
             backend=config.backend,
             candidate=trial.candidate,

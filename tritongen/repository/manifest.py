@@ -131,6 +131,8 @@ class Manifest(Record):
     spec_digest: str
     """SHA-256 of the model's effective spec, hexadecimal."""
     objective: str
+    slo: tuple[str, ...] = ()
+    """The service-level objectives of the spec; a load test judges them unless it is given others."""
     engine: str
     backend: str
     candidate: Candidate
