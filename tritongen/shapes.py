@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -132,7 +132,7 @@ def resolve_inputs(
     the data hold values beyond the table that they index.
     """
     for texts, flag in ((shapes, "--shape"), (ranges, "--range")):
-        _check_names(texts, graph, flag)
+        check_input_names(texts, [spec.name for spec in graph.inputs], flag)
     given = {
         spec.name: _given_axes(spec, shapes[spec.name], graph) for spec in graph.inputs if spec.name in shapes
     }
@@ -153,8 +153,8 @@ def resolve_inputs(
     return tuple(resolved)
 
 
-def _check_names(texts: Mapping[str, str], graph: Graph, flag: str) -> None:
-    names = [spec.name for spec in graph.inputs]
+def check_input_names(texts: Iterable[str], names: Sequence[str], flag: str) -> None:
+    """SpecError for the first of `texts` that is not among the model's input names."""
     for name in texts:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
@@ -344,6 +344,18 @@ def _propose_picture_size(spec: TensorSpec, axis: int) -> int:
     if fixed and not channels_last:  # text lines: a fixed height of 32 or 48, and a few hundred wide
         return 320
     return 640
+
+
+def lacks_sizes(spec: TensorSpec, graph: Graph) -> bool:
+    """Whether the input has dynamic axes besides the batch."""
+    return any(axis > 0 or not graph.batched for axis in spec.dynamic_axes)
+
+
+def lacks_range(spec: TensorSpec, graph: Graph) -> bool:
+    """Whether the input's values are integers whose range neither its type nor the graph tells."""
+    return (
+        spec.dtype.is_integer and spec.name not in graph.value_ranges and spec.dtype.name not in _WHOLE_TYPES
+    )
 
 
 def propose_range(spec: TensorSpec) -> str:
