@@ -63,33 +63,39 @@ class TestControl:
                 ask("relo")
             assert caught.value.fix == "did you mean 'relu'?"
 
-    def test_loads_with_another_configuration(self, server: EmbeddedServer, scheme: str) -> None:
+    def test_unloads_and_loads(self, server: EmbeddedServer, scheme: str) -> None:
         control = connect(getattr(server, f"{scheme}_url"))
         control.unload("relu")
         assert not control.is_ready("relu")
         with pytest.raises(ServerError, match=r"not ready|no model 'relu'"):
             control.check_ready("relu")
-        other = (
-            '{"backend": "onnxruntime", "max_batch_size": 2, '
-            '"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [4]}], '
-            '"output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [4]}]}'
-        )
-        control.load("relu", other)
-        assert control.model_config("relu")["max_batch_size"] == 2
-        with pytest.raises(ServerError, match="names input 'z'; the model has 'x'") as caught:
-            control.load("relu", other.replace('"x"', '"z"'))
-        assert "model.py(" not in str(caught.value)
-        assert control.model_config("relu")["max_batch_size"] == 2
-        control.unload("relu")
         control.load("relu")
-        control.wait_ready("relu")
-        assert control.model_config("relu")["max_batch_size"] == 8
+        assert control.is_ready("relu")
 
     def test_the_other_protocols_port_is_recognised(self, server: EmbeddedServer, scheme: str) -> None:
         port = server.grpc_port if scheme == "http" else server.http_port
         with pytest.raises(ServerError) as caught:
             connect(f"{scheme}://127.0.0.1:{port}", timeout_s=5).check_ready()
         assert ("use grpc://" if scheme == "http" else "use http://") in str(caught.value)
+
+
+def test_loads_with_another_configuration(server: EmbeddedServer) -> None:
+    control = connect(server.http_url)
+    other = (
+        '{"backend": "onnxruntime", "max_batch_size": 2, '
+        '"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [4]}], '
+        '"output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [4]}]}'
+    )
+    control.load("relu", other)
+    assert control.model_config("relu")["max_batch_size"] == 2
+    with pytest.raises(ServerError, match="names input 'z'; the model has 'x'") as caught:
+        control.load("relu", other.replace('"x"', '"z"'))
+    assert "model.py(" not in str(caught.value)
+    assert control.model_config("relu")["max_batch_size"] == 2
+    control.unload("relu")
+    control.load("relu")
+    control.wait_ready("relu")
+    assert control.model_config("relu")["max_batch_size"] == 8
 
 
 def test_metrics(server: EmbeddedServer) -> None:

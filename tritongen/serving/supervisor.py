@@ -25,6 +25,7 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.5
+ENDING_POLL_S = 0.05
 
 
 def main(job: dict[str, Any]) -> int:
@@ -90,27 +91,35 @@ def _watch(server: subprocess.Popen[bytes], job: dict[str, Any], wakeup: int, st
     """Wait for the server's end; ask for it when the lifeline closes or a signal came."""
     lifeline = job["lifeline"]
     watched = [wakeup] if lifeline is None else [wakeup, lifeline]
-    deadline = None
     while (code := server.poll()) is None:
         ready, _, _ = select.select(watched, [], [], POLL_S)
         if wakeup in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 512)
-        if lifeline in ready:  # nothing is ever written to it: readable means closed
-            watched.remove(lifeline)
+        # Nothing is ever written to the lifeline: readable means closed.
+        if stop.wanted or lifeline in ready:
             stop.wanted = True
-        if stop.wanted and deadline is None:
-            server.terminate()
-            deadline = time.monotonic() + job["grace_s"]
-        elif deadline is not None and time.monotonic() > deadline:
+            return _end(server, job["grace_s"])
+    return code
+
+
+def _end(server: subprocess.Popen[bytes], grace_s: float) -> int:
+    """Ask the server to end, give it `grace_s` for the requests in flight, then kill it."""
+    stubs = _children(server.pid)
+    server.terminate()
+    deadline = time.monotonic() + grace_s
+    while (code := server.poll()) is None:
+        # Triton unloads its models last, and then sleeps on: without its stubs it has nothing left to do.
+        if time.monotonic() > deadline or (stubs and not _children(server.pid)):
             server.kill()
+        time.sleep(ENDING_POLL_S)
     return code
 
 
 def _end_children() -> None:
     """Kill the stubs that the server left behind; they are our children now."""
     while True:
-        for pid in _children():
+        for pid in _children(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         try:
@@ -119,14 +128,13 @@ def _end_children() -> None:
             return
 
 
-def _children() -> list[int]:
-    me = str(os.getpid())
+def _children(parent: int) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 # The name in parentheses may hold spaces; the parent is the second field after it.
-                if (entry / "stat").read_text().rpartition(")")[2].split()[1] == me:
+                if (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
                     found.append(int(entry.name))
     return found
 
