@@ -107,25 +107,23 @@ class RangeCollector:
             self._counts[name] = np.zeros(self._bins, np.int64)
             self._zeros[name] = 0
         low, high = self._extents[name]
-        # Halved, because the width of a range of finite numbers may not be finite itself.
-        half_width = high / 2 - low / 2
         flat = values.reshape(-1)
         for start in range(0, flat.size, _CHUNK):
-            self._count(name, flat[start : start + _CHUNK].astype(np.float64), low, half_width)
+            self._count(name, flat[start : start + _CHUNK].astype(np.float64), low, high)
 
-    def _count(self, name: str, values: Floats, low: float, half_width: float) -> None:
+    def _count(self, name: str, values: Floats, low: float, high: float) -> None:
         zeros = values.size - int(np.count_nonzero(values))
         self._zeros[name] += zeros
-        if half_width == 0:
+        if low == high:
             return
-        bins = self._bin(values, low, half_width)
-        self._counts[name] += np.bincount(bins, minlength=self._bins)
+        bins_per_unit = self._bins / (high - low)
         if zeros:
-            self._counts[name][self._bin(np.zeros(1), low, half_width)[0]] -= zeros
-
-    def _bin(self, values: Floats, low: float, half_width: float) -> NDArray[np.intp]:
-        position = (values / 2 - low / 2) / half_width * self._bins
-        return np.clip(position.astype(np.intp), 0, self._bins - 1)
+            zero_bin = min(int((0.0 - low) * bins_per_unit), self._bins - 1)
+            self._counts[name][zero_bin] -= zeros
+        values -= low
+        values *= bins_per_unit
+        bins = np.minimum(values.astype(np.intp), self._bins - 1)
+        self._counts[name] += np.bincount(bins, minlength=self._bins)
 
     def histograms(self) -> dict[str, Histogram]:
         """What was seen, by tensor; tensors that never held a value are absent."""

@@ -101,6 +101,7 @@ def place(proto: Any, recipe: Int8Recipe, name: str, ranges: Mapping[str, Range]
     weights = {tensor.name: tensor for tensor in graph.initializer}
     floats = _float_activations(graph)
     outputs = {value.name for value in graph.output}
+    producers = {output: node.op_type for node in graph.node for output in node.output}
     nodes: list[str] = []
     operators: Counter[str] = Counter()
     activations: dict[str, None] = {}
@@ -109,6 +110,8 @@ def place(proto: Any, recipe: Int8Recipe, name: str, ranges: Mapping[str, Range]
         if node.op_type not in recipe.operators or node.domain not in ("", "ai.onnx"):
             continue
         wanted = _activations(node, recipe, weights, floats, outputs)
+        if recipe.fused_adds and node.op_type == "Add":
+            wanted = _without_fused(wanted, producers)
         reason = _reason_to_skip(node, recipe, weights, floats)
         if reason is None and ranges is not None and any(tensor not in ranges for tensor in wanted):
             reason = "no value was ever seen"
@@ -180,6 +183,12 @@ def _activations(
         tensors += [tensor for tensor in node.output if tensor in floats]
     # What a client reads keeps its full precision, except after a convolution, which has no such kernel.
     return [t for t in tensors if t not in graph_outputs or node.op_type.startswith("Conv")]
+
+
+def _without_fused(inputs: list[str], producers: Mapping[str, str]) -> list[str]:
+    """An Add's inputs but the first that a weighted operator computes, in whose accumulator the sum is made."""
+    fused = next((tensor for tensor in inputs if producers.get(tensor) in WEIGHTED), None)
+    return [tensor for tensor in inputs if tensor != fused] if fused else []
 
 
 def _float_activations(graph: Any) -> set[str]:

@@ -28,6 +28,8 @@ class Int8Recipe:
     """Operator types whose outputs stay in floating point all the same: the engine dequantizes as it sums."""
     weights_as_pairs: bool = False
     """Weights stay in floating point before a Q/DQ pair, in place of integers before a DQ (TensorRT)."""
+    fused_adds: bool = False
+    """An Add's input that comes out of a weighted operator stays in floating point: its kernel takes the sum."""
     depthwise: bool = True
     """Whether depthwise convolutions are quantized."""
     min_opset: int = 13
