@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tritongen.precision.recipe import Recipe
     from tritongen.runs.events import EventSink
     from tritongen.runs.records import Artifact, Candidate, Options
+    from tritongen.shapes import ResolvedInput
+    from tritongen.tensors import TensorSpec
 
     Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -59,6 +61,11 @@ class ServingTraits:
     parameters: dict[str, str] = field(default_factory=dict)
     optimization: str = ""
     """Text inside `optimization { }`, or empty."""
+    profiles: tuple[str, ...] = ()
+    """Indices of the optimization profiles that an instance uses; empty: the only one."""
+    inputs: tuple[TensorSpec, ...] = ()
+    """As the artifact itself reports them; empty: as the graph declares them. So are outputs."""
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 class Engine(Protocol):
@@ -76,6 +83,10 @@ class Engine(Protocol):
 
     def precisions(self) -> Sequence[Precision]:
         """What this engine can gain from, on this machine, most exact first."""
+        ...
+
+    def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> Engine:
+        """The engine for these sizes (0: inputs carry no batch axis); itself where any size will do."""
         ...
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
@@ -113,9 +124,8 @@ def load_engine(name: str) -> Engine:
         from tritongen.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine()
-    raise RequirementError(
-        f"engine '{name}' is not part of this version of tritongen",
-        found=name,
-        expected="onnxruntime",
-        fix="use --engine onnxruntime",
-    )
+    if name == "tensorrt":
+        from tritongen.engines.tensorrt import TensorRTEngine
+
+        return TensorRTEngine()
+    raise RequirementError(f"there is no engine '{name}'", found=name, expected=" or ".join(ENGINE_NAMES))

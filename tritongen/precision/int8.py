@@ -186,7 +186,7 @@ def _activations(
 
 
 def _without_fused(inputs: list[str], producers: Mapping[str, str]) -> list[str]:
-    """An Add's inputs but the first that a weighted operator computes, in whose accumulator the sum is made."""
+    """An Add's inputs but the first that a weighted operator computes: its accumulator takes the sum."""
     fused = next((tensor for tensor in inputs if producers.get(tensor) in WEIGHTED), None)
     return [tensor for tensor in inputs if tensor != fused] if fused else []
 

@@ -29,7 +29,7 @@ class Int8Recipe:
     weights_as_pairs: bool = False
     """Weights stay in floating point before a Q/DQ pair, in place of integers before a DQ (TensorRT)."""
     fused_adds: bool = False
-    """An Add's input that comes out of a weighted operator stays in floating point: its kernel takes the sum."""
+    """An Add's input that a weighted operator computes stays in floating point: its kernel takes the sum."""
     depthwise: bool = True
     """Whether depthwise convolutions are quantized."""
     min_opset: int = 13

@@ -20,6 +20,7 @@ from tritongen.spec import Precision
 if TYPE_CHECKING:
     from tritongen.graph import Graph
     from tritongen.precision.recipe import Recipe
+    from tritongen.shapes import ResolvedInput
 
 FILENAME = "model.onnx"
 
@@ -47,6 +48,10 @@ class OnnxRuntimeEngine:
     def precisions(self) -> Sequence[Precision]:
         """FP32 and INT8: the CPU execution provider computes FP16 in FP32, so nothing is gained there."""
         return (Precision.FP32, Precision.INT8)
+
+    def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> OnnxRuntimeEngine:  # noqa: ARG002
+        """Itself: ONNX Runtime takes any size."""
+        return self
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
         """The INT8 recipes that suit this machine's vector instructions, best first; none for FP32."""

@@ -1,0 +1,205 @@
+"""TensorRT: plans built, measured and served on an NVIDIA GPU. `api` alone knows the version differences.
+
+Run on a GPU with 8.6. Written for 10 and 11, whose API shape is run without a GPU through tensorrt_rtx.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tritongen.engines import Runner, ServingTraits
+from tritongen.engines.tensorrt import api, cuda, inspection
+from tritongen.engines.tensorrt.building import Settings, build_plan, read_ranges
+from tritongen.engines.tensorrt.plan import load_plan
+from tritongen.engines.tensorrt.profiles import (
+    Profile,
+    from_text,
+    profiles_per_batch_size,
+    to_text,
+    wide_profile,
+)
+from tritongen.engines.tensorrt.recipes import int8_recipes
+from tritongen.engines.tensorrt.runner import TensorRTRunner
+from tritongen.engines.tensorrt.serving import optimization_text
+from tritongen.errors import BuildError, RequirementError
+from tritongen.files import digest_files, replacing
+from tritongen.runs.events import Event, EventSink
+from tritongen.runs.records import Artifact, Candidate, Options
+from tritongen.spec import Precision
+from tritongen.tensors import TensorSpec, from_name
+
+if TYPE_CHECKING:
+    from tritongen.graph import Graph
+    from tritongen.precision.recipe import Recipe
+    from tritongen.shapes import ResolvedInput
+
+FILENAME = "model.plan"
+PROFILES = "profiles"
+"""The option that carries the optimization profiles, as text."""
+
+
+class TensorRTEngine:
+    """FP32 (TF32), FP16 and INT8 plans; satisfies `tritongen.engines.Engine`."""
+
+    name = "tensorrt"
+
+    def __init__(self, *, cache: Path | None = None) -> None:
+        self._cache = cache
+        self._inputs: tuple[ResolvedInput, ...] = ()
+        self._max_batch_size = 0
+
+    def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> TensorRTEngine:
+        """An engine whose build options carry optimization profiles for these sizes."""
+        shaped = TensorRTEngine(cache=self._cache)
+        shaped._inputs = tuple(inputs)
+        shaped._max_batch_size = max_batch_size
+        return shaped
+
+    def unavailable_reason(self) -> str | None:
+        """None if TensorRT can be imported and finds a GPU, otherwise what is missing and what brings it."""
+        try:
+            api.load()
+        except RequirementError as error:
+            return f"TensorRT cannot be imported ({error.found}); {api.INSTALL} brings it"
+        return cuda.unavailable_reason()
+
+    def versions(self) -> dict[str, str]:
+        """Of TensorRT, CUDA and the GPU: a plan loads only where all of them are the same."""
+        name, capability = cuda.device_name()
+        return {
+            "tensorrt": str(api.load().__version__),
+            "cuda_driver": cuda.driver_version(),
+            "gpu": name,
+            "compute_capability": capability,
+        }
+
+    def precisions(self) -> Sequence[Precision]:
+        """FP32 (with TF32), FP16 and INT8, as far as this version builds them from an FP32 graph."""
+        weak = api.features(api.load()).weakly_typed
+        return (Precision.FP32, Precision.FP16, Precision.INT8) if weak else (Precision.FP32, Precision.INT8)
+
+    def recipes(self, precision: Precision) -> Sequence[Recipe]:
+        """The Q/DQ placements for INT8; the other precisions are builder flags."""
+        return int8_recipes() if precision is Precision.INT8 else ()
+
+    def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002
+        """Profiles tuned for batch 1 and for the largest batch; without known sizes none."""
+        return [{PROFILES: to_text(self._profiles())}] if self._inputs else [{}]
+
+    def runtimes(self, graph: Graph, cores: int) -> Sequence[tuple[Options, int]]:  # noqa: ARG002
+        """With a CUDA graph, alone and two at once (copies of one overlap the other's work); and without."""
+        return [({"cuda_graph": True}, 1), ({"cuda_graph": True}, 2), ({"cuda_graph": False}, 1)]
+
+    def build(self, model: Path, candidate: Candidate, folder: Path, events: EventSink) -> Artifact:
+        """Build the plan, look for the precision in it, and prove that it loads.
+
+        ModelError where the parser refuses the graph, BuildError where the precision is ABSENT.
+        """
+        started = time.perf_counter()
+        trt = api.load()
+        cuda.use_device(0)
+        settings = settings_of(candidate, model)
+        plan = build_plan(trt, model, settings, timing_cache=self.timing_cache(), events=events)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / FILENAME) as temporary:
+            temporary.write_bytes(plan)
+        details = self._details(trt, folder / FILENAME, candidate, events)
+        return Artifact(
+            file=FILENAME,
+            digest=digest_files([folder / FILENAME]),
+            size_bytes=len(plan),
+            build_seconds=time.perf_counter() - started,
+            versions=self.versions(),
+            details={**details, PROFILES: to_text(settings.profiles)},
+        )
+
+    def open(self, folder: Path, artifact: Artifact, runtime: Options) -> Runner:
+        """A runner; `cuda_graph` (default on) and `transfers` (default on) come from `runtime`."""
+        return TensorRTRunner(
+            folder / artifact.file,
+            cuda_graph=bool(runtime.get("cuda_graph", True)),
+            transfers=bool(runtime.get("transfers", True)),
+        )
+
+    def serving_traits(self, artifact: Artifact, runtime: Options) -> ServingTraits:
+        """KIND_GPU, the plan's own tensors, its profiles, and CUDA graphs for every served batch size."""
+        profiles = from_text(str(artifact.details.get(PROFILES, "")))
+        bindings = artifact.details["bindings"]
+        return ServingTraits(
+            backend="tensorrt",
+            filename=FILENAME,
+            instance_kind="KIND_GPU",
+            optimization=optimization_text(profiles, cuda_graph=bool(runtime.get("cuda_graph", True))),
+            profiles=tuple(str(index) for index in range(len(profiles))) if len(profiles) > 1 else (),
+            inputs=tuple(_spec(entry) for entry in bindings if entry["input"]),
+            outputs=tuple(_spec(entry) for entry in bindings if not entry["input"]),
+        )
+
+    def timing_cache(self) -> Path:
+        """The timing cache's file: one per GPU, driver and TensorRT, since it is worthless elsewhere."""
+        versions = self.versions()
+        name = "-".join(
+            versions[key] for key in ("gpu", "compute_capability", "cuda_driver", "tensorrt")
+        ).replace(" ", "_")
+        root = self._cache or Path.home() / ".cache" / "tritongen" / "tensorrt"
+        return root / f"{name}.timing"
+
+    def _profiles(self) -> Sequence[Profile]:
+        if self._max_batch_size <= 1:
+            return (wide_profile(self._inputs, self._max_batch_size),)
+        return profiles_per_batch_size(self._inputs, (1, self._max_batch_size))
+
+    def _details(self, trt: Any, file: Path, candidate: Candidate, events: EventSink) -> dict[str, Any]:
+        plan = load_plan(trt, file)
+        proof = inspection.prove(inspection.layers_of(trt, plan.engine), candidate.precision)
+        events(Event("trial", "progress", f"{candidate.precision}: {proof.evidence}, {proof.summary}"))
+        if proof.evidence == "ABSENT":
+            raise BuildError(
+                f"{candidate.precision} was asked for and is not in the plan",
+                found=proof.summary,
+                expected=f"layers that run in {candidate.precision}",
+                fix="this GPU or model gains nothing from it: leave it out of the precisions",
+            )
+        return {
+            "precision": {"evidence": proof.evidence, "share": proof.share, "summary": proof.summary},
+            "layers": plan.engine.num_layers,
+            "activation_bytes": api.device_memory_bytes(plan.engine),
+            "bindings": [
+                {"name": b.name, "dtype": b.dtype, "shape": list(b.shape), "input": b.is_input}
+                for b in plan.bindings
+            ],
+        }
+
+
+def settings_of(candidate: Candidate, model: Path) -> Settings:
+    """What a candidate's options mean to the builder; a ranges file beside the model makes INT8 implicit."""
+    options = candidate.options
+    settings = Settings(
+        precision=candidate.precision,
+        tf32=bool(options.get("tf32", True)),
+        profiles=from_text(str(options.get(PROFILES, ""))),
+        optimization_level=_whole(options, "optimization_level"),
+        timing_iterations=_whole(options, "timing_iterations"),
+        aux_streams=_whole(options, "aux_streams"),
+        sparsity=bool(options.get("sparsity", False)),
+        refittable=bool(options.get("refittable", False)),
+        version_compatible=bool(options.get("version_compatible", False)),
+        hardware_compatible=bool(options.get("hardware_compatible", False)),
+    )
+    ranges = model.with_suffix(".ranges.json")
+    if candidate.precision is Precision.INT8 and ranges.exists():
+        settings = replace(settings, ranges=read_ranges(ranges))
+    return settings
+
+
+def _whole(options: Options, name: str) -> int | None:
+    return int(options[name]) if name in options else None
+
+
+def _spec(entry: Any) -> TensorSpec:
+    shape = tuple("?" if size < 0 else int(size) for size in entry["shape"])
+    return TensorSpec(entry["name"], from_name(entry["dtype"]), shape)

@@ -1,0 +1,156 @@
+"""The one module that knows how TensorRT's versions differ: by asking for features, never for numbers.
+
+8.6 was run on a GPU. The shape of 11 is run without one, through `tensorrt_rtx`. 10 was only written.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tritongen.errors import BuildError, RequirementError
+from tritongen.spec import Precision
+
+INSTALL = "pip install 'tritongen[tensorrt]'"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the installed TensorRT offers."""
+
+    weakly_typed: bool
+    """Precisions are builder flags (8.6, 10), so that a plain FP32 graph can become FP16 or INT8."""
+    strongly_typed: bool
+    """Networks can take their precisions from the graph (10, 11)."""
+    explicit_batch_flag: bool
+    """Networks must ask for explicit batches (8.6)."""
+    implicit_int8: bool
+    """INT8 from ranges or a calibrator, without Q/DQ nodes (8.6, 10)."""
+    bf16: bool
+    fp8: bool
+    build_routes: bool
+    """`config.build_route`: the supported search over the compiler's choices (11.1)."""
+    editable_timing_cache: bool
+    progress_monitor: bool
+    tiling: bool
+    tactic_sources: tuple[str, ...]
+
+
+def load(module: str = "tensorrt") -> Any:
+    """TensorRT's Python module; RequirementError where it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise RequirementError(
+            "TensorRT cannot be imported", found=" ".join(str(error).split()), fix=INSTALL
+        ) from error
+
+
+def features(trt: Any) -> Features:
+    """What this TensorRT module offers."""
+    flags, creation = trt.BuilderFlag, trt.NetworkDefinitionCreationFlag
+    return Features(
+        weakly_typed=hasattr(flags, "FP16"),
+        strongly_typed=hasattr(creation, "STRONGLY_TYPED"),
+        explicit_batch_flag=hasattr(creation, "EXPLICIT_BATCH"),
+        implicit_int8=hasattr(flags, "INT8") and hasattr(trt, "IInt8EntropyCalibrator2"),
+        bf16=hasattr(flags, "BF16") or not hasattr(flags, "FP16"),
+        fp8=hasattr(flags, "FP8") or not hasattr(flags, "FP16"),
+        build_routes=hasattr(trt.IBuilderConfig, "build_route"),
+        editable_timing_cache=hasattr(flags, "EDITABLE_TIMING_CACHE"),
+        progress_monitor=hasattr(trt, "IProgressMonitor"),
+        tiling=hasattr(trt.IBuilderConfig, "tiling_optimization_level"),
+        tactic_sources=tuple(name for name in _SOURCES if hasattr(trt.TacticSource, name)),
+    )
+
+
+_SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+OWN_SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+"""Tactic sources that need no other library; the newer versions have no others."""
+
+
+def create_network(trt: Any, builder: Any, *, strongly_typed: bool) -> Any:
+    """An empty network with explicit batches; BuildError if it cannot be of the kind asked for."""
+    has = features(trt)
+    creation = trt.NetworkDefinitionCreationFlag
+    bits = 0
+    if strongly_typed:
+        if not has.strongly_typed:
+            raise BuildError(
+                f"TensorRT {trt.__version__} has no strongly typed networks", expected="10.0 or newer"
+            )
+        bits |= 1 << int(creation.STRONGLY_TYPED)
+    elif not has.weakly_typed:
+        raise BuildError(f"TensorRT {trt.__version__} has only strongly typed networks")
+    elif has.explicit_batch_flag:
+        # 10 still accepts it, and 8.6 refuses ONNX models without it.
+        bits |= 1 << int(creation.EXPLICIT_BATCH)
+    return builder.create_network(bits)
+
+
+def set_precision(trt: Any, config: Any, precision: Precision, *, tf32: bool, strongly_typed: bool) -> None:
+    """The builder flags of a precision; INT8 allows FP16 beside it. Strongly typed ones have only TF32."""
+    flags = trt.BuilderFlag
+    (config.set_flag if tf32 else config.clear_flag)(flags.TF32)
+    if strongly_typed:
+        return
+    if precision is not Precision.FP32:
+        config.set_flag(flags.FP16)
+    if precision is Precision.INT8:
+        config.set_flag(flags.INT8)
+
+
+def set_tactic_sources(trt: Any, config: Any, names: Sequence[str]) -> None:
+    """Allow exactly these tactic sources, as far as this version has them."""
+    bits = 0
+    for name in names:
+        if hasattr(trt.TacticSource, name):
+            bits |= 1 << int(getattr(trt.TacticSource, name))
+    config.set_tactic_sources(bits)
+
+
+def set_workspace(trt: Any, config: Any, nbytes: int) -> None:
+    """How much GPU memory tactics may use while they run."""
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, nbytes)
+
+
+def device_memory_bytes(engine: Any) -> int:
+    """GPU memory that one execution context takes for activations."""
+    if hasattr(engine, "device_memory_size_v2"):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)
+
+
+def tensor_dtypes(trt: Any) -> dict[Any, str]:
+    """TensorRT's data types by our names; those that Triton cannot carry are absent."""
+    names = {
+        "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32",
+        "INT64": "int64", "UINT8": "uint8", "BOOL": "bool",
+    }  # fmt: skip
+    return {getattr(trt.DataType, own): ours for own, ours in names.items() if hasattr(trt.DataType, own)}
+
+
+def parser_problems(parser: Any) -> list[dict[str, str]]:
+    """What the ONNX parser objected to: node, operator (where the version tells) and its words."""
+    problems = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        problems.append(
+            {
+                "node": str(error.node_name()) if hasattr(error, "node_name") else f"#{error.node()}",
+                "operator": str(error.node_operator()) if hasattr(error, "node_operator") else "",
+                "reason": " ".join(str(error.desc()).split()),
+            }
+        )
+    return problems
+
+
+def target_without_gpu(trt: Any, config: Any, capability: str) -> None:
+    """Build for a compute capability ("8.9") instead of this machine's GPU (tensorrt_rtx, 11)."""
+    if not hasattr(config, "set_compute_capability"):
+        raise BuildError(f"TensorRT {trt.__version__} builds only for the GPU at hand")
+    config.num_compute_capabilities = 1
+    value = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+    config.set_compute_capability(value, 0)

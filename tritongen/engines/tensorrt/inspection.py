@@ -1,0 +1,181 @@
+"""What is in a plan: per layer the tactic, the precision and the time; and whether a precision is in it.
+
+Three answers to "is it INT8?": PROVEN, by the share of the time of layers with weights that run so; ABSENT;
+or OPAQUE, where the compiler fused everything into nodes that do not tell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tritongen.spec import Precision
+
+Evidence = Literal["PROVEN", "ABSENT", "OPAQUE"]
+
+_WEIGHTED = re.compile(
+    r"conv|gemm|fullyconnected|matmul|matrixmultiply|matrix_multiply|deconv", re.IGNORECASE
+)
+_OPAQUE = re.compile(r"myelin|foreignnode", re.IGNORECASE)
+_FORMATS = (
+    ("int8", re.compile(r"int8", re.IGNORECASE)),
+    ("fp8", re.compile(r"fp8|e4m3", re.IGNORECASE)),
+    ("bf16", re.compile(r"bf16|bfloat", re.IGNORECASE)),
+    ("fp16", re.compile(r"fp16|half", re.IGNORECASE)),
+    ("fp32", re.compile(r"fp32|float", re.IGNORECASE)),
+)
+_TACTICS = (
+    ("int8", re.compile(r"i8i8|_s8_|imma|int8|s8s8", re.IGNORECASE)),
+    ("fp16", re.compile(r"f16f16|h16816|h884|h1688|hmma|fp16|_h_|f16_", re.IGNORECASE)),
+    ("fp32", re.compile(r"f32f32|tf32|sgemm|scudnn|fp32|s1688|ffma", re.IGNORECASE)),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a plan."""
+
+    name: str
+    kind: str
+    tactic: str
+    precision: str
+    """What it computes in as far as it tells: int8, fp16, fp32, …; "opaque" or "unknown"."""
+    inputs: tuple[str, ...]
+    """Format and type of each input, in TensorRT's words."""
+    outputs: tuple[str, ...]
+    weighted: bool
+    """Convolution, matrix product and the like, alone or fused with others."""
+    reformat: bool
+    time_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Whether a precision is in a plan."""
+
+    evidence: Evidence
+    share: float
+    """Of the layers with weights, by time where it was measured, by number otherwise."""
+    summary: str
+
+
+def layers_of(trt: Any, engine: Any, context: Any = None) -> tuple[Layer, ...]:
+    """The layers of an engine in execution order; needs a plan built with detailed verbosity.
+
+    With a `context`, of the optimization profile that it uses.
+    """
+    inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return parse_layers(json.loads(text))
+
+
+def parse_layers(information: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """The inspector's JSON as layers; plans without detail give names only."""
+    return tuple(_layer(entry) for entry in information.get("Layers", []))
+
+
+def with_times(layers: Sequence[Layer], times_ms: Mapping[str, float]) -> tuple[Layer, ...]:
+    """The layers with what a profiler measured for each name."""
+    return tuple(replace(layer, time_ms=times_ms.get(layer.name)) for layer in layers)
+
+
+def prove(layers: Sequence[Layer], precision: Precision) -> Proof:
+    """Whether `precision` is in these layers."""
+    wanted = "bf16" if str(precision) == "bf16" else str(precision)
+    weighted = [layer for layer in layers if layer.weighted]
+    opaque = [layer for layer in layers if layer.precision == "opaque"]
+    total = _weight(weighted) + _weight(opaque)
+    if precision is Precision.FP32:
+        return Proof("PROVEN", 1.0, "fp32 is what every layer may use")
+    share = _weight([layer for layer in weighted if layer.precision == wanted]) / total if total else 0.0
+    hidden = _weight(opaque) / total if total else 0.0
+    measure = "time" if any(layer.time_ms for layer in layers) else "number"
+    if share > 0:
+        return Proof(
+            "PROVEN", share, f"{100 * share:.0f} % of the layers with weights, by {measure}, run in {wanted}"
+        )
+    if hidden > 0 or not weighted:
+        return Proof(
+            "OPAQUE",
+            0.0,
+            f"{len(opaque)} fused nodes do not tell their precision" if opaque else "the plan has no details",
+        )
+    found = ", ".join(sorted({layer.precision for layer in weighted}))
+    return Proof("ABSENT", 0.0, f"no layer runs in {wanted}; those with weights run in {found}")
+
+
+def profile_layers(trt: Any, runner: Any, rounds: int = 20) -> tuple[Layer, ...]:
+    """The layers of a runner that was prepared (without CUDA graph), each with its mean time."""
+    context = runner.context
+    sums: dict[str, float] = {}
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, name: str, ms: float) -> None:
+            sums[name] = sums.get(name, 0.0) + ms
+
+    profiler = Profiler()
+    for _ in range(3):
+        runner.step()
+    context.profiler = profiler
+    for _ in range(rounds):
+        runner.step()
+    return with_times(
+        layers_of(trt, runner.engine, context), {name: total / rounds for name, total in sums.items()}
+    )
+
+
+def _layer(entry: Any) -> Layer:
+    if isinstance(entry, str):
+        return Layer(entry, "", "", "unknown", (), (), weighted=False, reformat=False)
+    name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", ""))
+    tactic = str(entry.get("TacticName") or entry.get("TacticValue") or "")
+    inputs, outputs = (_formats(entry.get(key, [])) for key in ("Inputs", "Outputs"))
+    opaque = bool(_OPAQUE.search(kind) or _OPAQUE.search(name))
+    return Layer(
+        name=name,
+        kind=kind,
+        tactic=tactic,
+        precision="opaque" if opaque else _precision(tactic, inputs),
+        inputs=inputs,
+        outputs=outputs,
+        weighted=not opaque
+        and bool(_WEIGHTED.search(kind) or _WEIGHTED.search(str(entry.get("ParameterType", "")))),
+        reformat=kind.lower() in ("reformat", "noop") or "reformat" in name.lower(),
+    )
+
+
+def _formats(tensors: Any) -> tuple[str, ...]:
+    if not isinstance(tensors, list):
+        return ()
+    return tuple(
+        " ".join(
+            filter(None, (str(t.get("Format/Datatype") or t.get("Format") or ""), str(t.get("DataType", ""))))
+        )
+        if isinstance(t, dict)
+        else str(t)
+        for t in tensors
+    )
+
+
+def _precision(tactic: str, inputs: Sequence[str]) -> str:
+    for name, pattern in _FORMATS:
+        if inputs and pattern.search(inputs[0]):
+            return name
+    for name, pattern in _TACTICS:
+        if pattern.search(tactic):
+            return name
+    return "unknown"
+
+
+def _weight(layers: Sequence[Layer]) -> float:
+    if any(layer.time_ms for layer in layers):
+        return sum(layer.time_ms or 0.0 for layer in layers)
+    return float(len(layers))
