@@ -128,8 +128,8 @@ def resolve_inputs(
 ) -> tuple[ResolvedInput, ...]:
     """Each input of `graph` with sizes and a value range, by the given texts, else the data, else the graph.
 
-    SpecError names what contradicts the model, or the flag to add with a proposal. Raises DataError where
-    the data hold values beyond the table that they index.
+    SpecError names what contradicts the model, or the flag to add with a proposal; DataError says where the
+    data lie outside the given sizes or the table that they index.
     """
     for texts, flag in ((shapes, "--shape"), (ranges, "--range")):
         check_input_names(texts, [spec.name for spec in graph.inputs], flag)
@@ -146,6 +146,7 @@ def resolve_inputs(
             continue
         complete = [sizes for sizes in axes if sizes is not None][1 if graph.batched else 0 :]
         low, usual, high = (tuple(sizes[i] for sizes in complete) for i in range(3))
+        _check_seen_shapes(spec, low, high, dataset)
         values, origin = _value_range(spec, ranges.get(spec.name), dataset, graph)
         resolved.append(ResolvedInput(spec, low, usual, high, values, source, origin))
     if missing:
@@ -243,6 +244,20 @@ def _seen_sizes(dataset: SeenData | None, spec: TensorSpec, skip: int) -> list[S
         (min(shape[axis] for shape in counts), usual[axis], max(shape[axis] for shape in counts))
         for axis in range(len(usual))
     ]
+
+
+def _check_seen_shapes(spec: TensorSpec, low: Shape, high: Shape, dataset: SeenData | None) -> None:
+    """DataError for data whose shapes lie outside the sizes that were given."""
+    for shape in dataset.shapes.get(spec.name, {}) if dataset is not None else ():
+        if len(shape) == len(low) and any(not a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
+            raise DataError(
+                f"the data hold shapes for '{spec.name}' outside the sizes that were given for it",
+                found="x".join(map(str, shape)),
+                expected="x".join(
+                    _axis_text((a, a, c)) if a == c else f"{a}..{c}" for a, c in zip(low, high, strict=True)
+                ),
+                fix="widen the shape (min..opt..max), or leave it to the data",
+            )
 
 
 def _value_range(

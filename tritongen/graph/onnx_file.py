@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from tritongen.errors import ModelError
@@ -67,7 +68,10 @@ def _check_is_file(path: Path) -> None:
             fix=f"give the file: {path / candidates[0]}" if candidates else None,
         )
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{path} is not a regular file", expected="an .onnx file")
+        size = status.st_size
         path.open("rb").close()
     except FileNotFoundError:
         raise ModelError(f"there is no file {path}", expected="an .onnx file", fix="check the path") from None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from tritongen.graph.onnx_file import walk_graphs
+from tritongen.graph.onnx_file import elements, walk_graphs
 
 Range = tuple[int, int]
 
@@ -97,7 +97,13 @@ class _Search:
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
             return None
-        return numpy_helper.to_array(tensor) if np.prod(tensor.dims) <= _MAX_ARANGE else None
+        if tensor.data_type not in (TensorProto.INT32, TensorProto.INT64) or elements(tensor) > _MAX_ARANGE:
+            return None
+        try:
+            values: NDArray[np.generic] = numpy_helper.to_array(tensor)
+        except ValueError:  # its data do not fit its dims; the engine will say so
+            return None
+        return values
 
 
 def _attribute(node: NodeProto, name: str, default: int) -> int:

@@ -28,6 +28,11 @@ class Layout:
     def names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.inputs)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether data may carry labels: not where an input has their name."""
+        return self.labels not in self.names
+
     def items_per_call(self, spec: TensorSpec) -> int | None:
         """Entries of axis 0 that one call takes, for models that do not batch; None: any number."""
         if spec.rank == 0:
@@ -46,7 +51,9 @@ def check_names(arrays: Mapping[str, object], layout: Layout, where: str) -> Non
                 f"{where} holds '{name}', which is not an input of the model",
                 found=", ".join(arrays),
                 expected=f"{', '.join(layout.names)}, and '{layout.labels}' for the labels",
-                fix=f"rename it to '{near[0]}'" if near else "leave it out, or rename it",
+                fix=f"rename it to '{near[0]}'"
+                if near
+                else "leave it out; if it holds the labels, say so with --labels or in the spec",
             )
     for name in layout.names:
         if name not in arrays:

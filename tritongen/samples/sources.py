@@ -169,7 +169,7 @@ class FunctionSource:
             return action()
         except DataError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"{self.reference} failed",
                 found=_place(error),

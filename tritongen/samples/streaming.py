@@ -109,7 +109,7 @@ class StreamedDataset:
         findings.count += count
 
     def _take_labels(self, part: Part, count: int, findings: _Findings, digest: hashlib._Hash) -> None:
-        rows = part.arrays.get(self._layout.labels)
+        rows = part.arrays.get(self._layout.labels) if self._layout.has_labels else None
         if (rows is None) != (not findings.labels) and findings.count:
             raise DataError(
                 f"{part.where} "

@@ -36,8 +36,8 @@ class Document:
 def read_yaml(path: Path) -> Document:
     """The document in the file at `path`; SpecError with file and line if it is not a plain YAML mapping."""
     text = _read_text(path)
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
             raise SpecError(
@@ -57,8 +57,6 @@ def read_yaml(path: Path) -> Document:
         raise _syntax_error(error, path) from error
     except RecursionError as error:
         raise SpecError(f"{path} is nested too deeply", fix="see docs/spec.md for its form") from error
-    finally:
-        loader.dispose()
 
 
 def _read_text(path: Path) -> str:
@@ -113,7 +111,7 @@ class _Builder:
             if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
                 return [self.build(item, (*location, i)) for i, item in enumerate(node.value)]
             if isinstance(node, yaml.ScalarNode):
-                return self.loader.construct_object(node)
+                return self._scalar(node)
         finally:
             self.open.discard(id(node))
         raise yaml.constructor.ConstructorError(
@@ -145,9 +143,15 @@ class _Builder:
                 result = {**inherited, **result}
         return result
 
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        try:
+            return self.loader.construct_object(node)
+        except ValueError as error:  # such as the date 2001-99-99
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
     def _key(self, node: yaml.Node, location: Location) -> str:
         if isinstance(node, yaml.ScalarNode):
-            value = self.loader.construct_object(node)
+            value = self._scalar(node)
             if isinstance(value, str):
                 return value
             raise SpecError(
