@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tritongen.autotune.stages import Setting, metric_file
 from tritongen.errors import RequirementError, TritongenError
 from tritongen.files import digest_json
 from tritongen.runs import fingerprint
@@ -59,50 +60,61 @@ Publish = Callable[[SelectedModel, EventSink], Published]
 """Writes a selected model into the repository."""
 
 
-def build_models(spec: Spec, publish: Publish, events: EventSink, *, fresh: bool = False) -> Build:
+@dataclass(frozen=True)
+class Plan:
+    """What holds for all models of a build."""
+
+    spec: Spec
+    publish: Publish
+    machine: Machine
+    fresh: bool = False
+    """Measure everything again."""
+    effort: str = "normal"
+    """How long each point is measured: a key of `latency.EFFORTS`."""
+
+
+def build_models(
+    spec: Spec, publish: Publish, events: EventSink, *, fresh: bool = False, effort: str = "normal"
+) -> Build:
     """Build the models of a spec one after the other; one that fails does not keep the others from it.
 
-    `fresh` measures everything again. KeyboardInterrupt passes through: finished trials are kept.
+    KeyboardInterrupt passes through: finished trials are kept.
     """
     from tritongen.autotune.machine import current_machine
 
-    machine = current_machine()
-    built = tuple(_build(name, spec, machine, publish, events, fresh=fresh) for name in spec.models)
-    return Build(machine=machine, models=built)
+    plan = Plan(spec, publish, current_machine(), fresh, effort)
+    return Build(machine=plan.machine, models=tuple(_build(name, plan, events) for name in spec.models))
 
 
-def _build(
-    name: str, spec: Spec, machine: Machine, publish: Publish, events: EventSink, *, fresh: bool
-) -> ModelBuild:
+def _build(name: str, plan: Plan, events: EventSink) -> ModelBuild:
     """One model, with whatever went wrong as its outcome."""
     started = time.perf_counter()
     try:
-        outcome = _build_model(name, spec, machine, publish, events, fresh=fresh)
+        outcome = _build_model(name, plan, events)
     except TritongenError as error:
-        events(Event("build", "failed", error.message, name))
+        if len(plan.spec.models) > 1:
+            events(Event("build", "failed", error.message, name))
         outcome = ModelBuild(
             name=name, status="failed", seconds=0.0, error=str(error), exit_code=error.exit_code
         )
     return outcome.model_copy(update={"seconds": time.perf_counter() - started})
 
 
-def _build_model(
-    name: str, spec: Spec, machine: Machine, publish: Publish, events: EventSink, *, fresh: bool
-) -> ModelBuild:
-    model, run = spec.models[name], RunDirectory(spec.run_dir / name)
-    settings = _settings(name, spec, machine)
-    if not fresh and fingerprint.unchanged(run.fingerprint, settings):
+def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
+    model, run = plan.spec.models[name], RunDirectory(plan.spec.run_dir / name)
+    settings = _settings(name, plan)
+    if not plan.fresh and fingerprint.unchanged(run.fingerprint, settings):
         try:
             return read_record(run.result, ModelBuild).model_copy(update={"status": "unchanged"})
         except (OSError, TritongenError):
             pass  # an interrupted write, or a record of another version: build as usual
     with _writable(run, events) as recorded:
         run.fingerprint.unlink(missing_ok=True)
-        if fresh:
+        if plan.fresh:
             _forget(run)
         write_record(run.spec, model)
-        selected, preparation = _select(name, model, run, machine, recorded)
-        published = publish(selected, recorded)
+        selected, preparation = _select(Setting(name, model, run, plan.machine, recorded, plan.effort))
+        published = plan.publish(selected, recorded)
         outcome = ModelBuild(
             name=name,
             status="built",
@@ -121,9 +133,7 @@ def _build_model(
     return outcome
 
 
-def _select(
-    name: str, spec: ModelSpec, run: RunDirectory, machine: Machine, events: EventSink
-) -> tuple[SelectedModel, Preparation]:
+def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     """Inspect, prepare, try, compare, select."""
     from tritongen.autotune import jobs, stages
     from tritongen.autotune.candidates import search_space
@@ -131,9 +141,9 @@ def _select(
     from tritongen.autotune.selection import select
     from tritongen.graph import inspect_model
 
+    name, spec, events = setting.name, setting.spec, setting.events
     engine = find_engine(spec.engine)
     inspect_model(spec.path)  # complain about the file before any process is started
-    setting = stages.Setting(name, spec, run, machine, events)
     preparation = stages.prepare_model(setting)
     graph = jobs.prepared_graph(spec, preparation)
     largest = stages.largest_batch(spec, batched=graph.batched)
@@ -160,11 +170,11 @@ def _select(
         comparisons=stages.compare_leaders(setting, trials, preparation, goal),
         notes=notes,
     )
-    write_record(run.selection, selection)
+    write_record(setting.run.selection, selection)
     events(Event("select", "finished", f"{selection.winner}: {selection.reason}", name))
     by_id = {trial.candidate.id: trial for trial in trials}
     inputs = jobs.resolved_inputs(graph, preparation)
-    return SelectedModel(name, spec, graph, inputs, selection, by_id, engine, run), preparation
+    return SelectedModel(name, spec, graph, inputs, selection, by_id, engine, setting.run), preparation
 
 
 def find_engine(wanted: str) -> Engine:
@@ -196,17 +206,17 @@ def _batching_notes(spec: ModelSpec, graph: Graph) -> Iterator[str]:
         yield f"max_batch_size {spec.max_batch_size} was asked for and is not used: {graph.batch.reason}"
 
 
-def _settings(name: str, spec: Spec, machine: Machine) -> str:
+def _settings(name: str, plan: Plan) -> str:
     """Digest of what was asked for, of where it goes, and of the machine."""
     from tritongen.autotune.machine import identity
 
-    asked = spec.models[name].model_dump(mode="json")
-    return digest_json([name, asked, str(spec.repository.absolute()), str(Path.cwd()), identity(machine)])
+    asked = plan.spec.models[name].model_dump(mode="json")
+    places = [str(plan.spec.repository.absolute()), str(Path.cwd())]
+    return digest_json([name, asked, plan.effort, places, identity(plan.machine)])
 
 
 def _roots(spec: ModelSpec, graph: Graph) -> list[Path] | None:
     """The files that a build depends on; None if a user's function brings data, which no file stamp shows."""
-    from tritongen.autotune.stages import metric_file
     from tritongen.graph import inspect_model
 
     data = [source for source in (spec.data.calibration, spec.data.validation) if source is not None]

@@ -33,6 +33,8 @@ class TrialJob(Record):
     """Batch sizes of the latency curve."""
     runtimes: tuple[tuple[Options, int], ...]
     """(runtime setting, instances at once) pairs to measure."""
+    effort: str
+    """How long each point is measured: a key of `latency.EFFORTS`."""
     calibration_folder: Path
     machine: Machine
 

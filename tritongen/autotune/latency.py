@@ -45,8 +45,25 @@ class Effort:
     precision: float = 0.02
     """Aimed-at half-width of the 95 % interval of the median, as a fraction."""
     warmup_seconds: float = 0.05
-    max_warmup_seconds: float = 1.0
+    max_warmup_seconds: float = 0.5
     round_seconds: float = 0.05
+
+
+EFFORTS = {
+    "quick": Effort(
+        min_iterations=10,
+        min_seconds=0.03,
+        max_seconds=0.1,
+        floor_iterations=3,
+        precision=0.1,
+        warmup_seconds=0.01,
+        max_warmup_seconds=0.1,
+        round_seconds=0.01,
+    ),
+    "normal": Effort(),
+    "thorough": Effort(min_iterations=300, min_seconds=2.0, max_seconds=10.0, precision=0.005),
+}
+"""By the name that `--effort` takes."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +115,9 @@ def latency_curve(
     sizes: Sequence[int],
     runtimes: Sequence[tuple[Options, int]],
     events: EventSink,
-    effort: Effort | None = None,
+    effort: Effort,
 ) -> Curve:
     """Measure every (batch size, runtime setting, instances); the runners are opened and closed here."""
-    effort = effort or Effort()
     points: list[LatencyPoint] = []
     samples: dict[str, NDArray[np.int64]] = {}
     memory: list[int] = []

@@ -43,6 +43,7 @@ class Setting:
     run: RunDirectory
     machine: Machine
     events: EventSink
+    effort: str = "normal"
 
 
 def prepare_model(setting: Setting) -> Preparation:
@@ -217,6 +218,7 @@ def _trial_job(
         preparation=preparation,
         sizes=tuple(sorted({*batch_sizes(largest), wanted or 1})),
         runtimes=tuple(runtime_pairs(engine, graph, setting.machine.cores, spec.serving.instances)),
+        effort=setting.effort,
         calibration_folder=setting.run.calibration.absolute(),
         machine=setting.machine,
     )
@@ -248,6 +250,7 @@ def _key(job: jobs.TrialJob, engine: Engine) -> str:
             "batch": preparation.batch_status,
             "sizes": job.sizes,
             "runtimes": job.runtimes,
+            "effort": job.effort,
             "calibration": preparation.calibration and quantized and preparation.calibration.digest,
             "validation": preparation.validation and preparation.validation.digest,
             "accuracy": spec.accuracy.model_dump(mode="json", exclude={"reference"}),

@@ -13,7 +13,7 @@ from tritongen.autotune.accuracy import judge
 from tritongen.autotune.candidates import RANGES, RECIPE
 from tritongen.autotune.inputs import CallInputs, call_inputs, storable
 from tritongen.autotune.jobs import TrialJob, prepared_graph, resolved_inputs
-from tritongen.autotune.latency import Curve, latency_curve
+from tritongen.autotune.latency import EFFORTS, Curve, latency_curve
 from tritongen.autotune.memory import peak_bytes
 from tritongen.autotune.preparation import opened_data
 from tritongen.engines import load_engine
@@ -57,7 +57,15 @@ def run_trial(job_file: Path, events: EventSink) -> None:
         seed=job.spec.seed,
     )
     curve = latency_curve(
-        engine, folder, artifact, inputs=inputs, sizes=job.sizes, runtimes=job.runtimes, events=events
+        engine,
+        folder,
+        artifact,
+        inputs=inputs,
+        # One that cannot be selected is only measured for the record.
+        sizes=job.sizes if accuracy.passed else sorted({min(job.sizes), max(job.sizes)}),
+        runtimes=job.runtimes,
+        events=events,
+        effort=EFFORTS[job.effort],
     )
     _keep_arrays(engine, artifact, folder, inputs, curve)
     record = Trial(

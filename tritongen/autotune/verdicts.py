@@ -56,9 +56,11 @@ def why_lost(one: Judged, winner: Judged, goal: Goal, comparisons: Sequence[Comp
         )
     if beats(winner, one, comparisons):
         return f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}"
+    more_exact = exactness(winner.trial) < exactness(one.trial)
     return (
         f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}: not beyond noise "
-        f"(±{100 * max(MIN_GAIN, noise(one, winner)):.0f} %), so the more exact candidate is kept"
+        f"(±{100 * max(MIN_GAIN, noise(one, winner)):.0f} %), so the "
+        f"{'more exact' if more_exact else 'first'} candidate is kept"
     )
 
 

@@ -41,9 +41,18 @@ _INTERRUPTED = 130
 @options.models
 @options.spec_flags
 @click.option("--fresh", is_flag=True, help="Measure everything again, even what has not changed.")
+@click.option(
+    "--effort",
+    type=click.Choice(["quick", "normal", "thorough"]),
+    default="normal",
+    show_default=True,
+    help="How long each point of the latency curve is measured.",
+)
 @click.option("--force", is_flag=True, help="Replace a model folder that tritongen did not write.")
 @options.as_json
-def command(models: tuple[Path, ...], fresh: bool, force: bool, as_json: bool, **flags: Any) -> int:
+def command(
+    models: tuple[Path, ...], fresh: bool, effort: str, force: bool, as_json: bool, **flags: Any
+) -> int:
     from rich.console import Console
 
     from tritongen.autotune.build import build_models
@@ -53,7 +62,7 @@ def command(models: tuple[Path, ...], fresh: bool, force: bool, as_json: bool, *
     console = Console(stderr=as_json, highlight=False)
     with _terminable(), progress(Console(stderr=True, highlight=False) if as_json else console) as events:
         try:
-            build = build_models(spec, _publisher(spec, force=force), events, fresh=fresh)
+            build = build_models(spec, _publisher(spec, force=force), events, fresh=fresh, effort=effort)
         except KeyboardInterrupt:
             build = None
     if build is None:
@@ -66,13 +75,13 @@ def command(models: tuple[Path, ...], fresh: bool, force: bool, as_json: bool, *
 def _show(build: Build, spec: Spec, console: Any, *, as_json: bool) -> None:
     from tritongen.report.build import print_build
 
-    for model in build.models:
-        if model.status == "failed":
-            click.echo(f"error: {model.name}: {model.error}", err=True)
     if as_json:
         click.echo(build.model_dump_json(by_alias=True, indent=2))
     else:
         print_build(console, build, repository=str(spec.repository))
+    for model in build.models:
+        if model.status == "failed":
+            click.echo(f"error: model '{model.name}': {model.error}", err=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,11 +18,11 @@ _FIRST_RATE = 200
 
 
 def print_build(console: Console, build: Build, *, repository: str) -> None:
-    """Each model's candidates, its winner, and the commands to try next."""
-    for model in build.models:
+    """Each built model's candidates, its winner, and the commands to try next."""
+    served = [model for model in build.models if model.status != "failed"]
+    for model in served:
         console.print()
         _print_model(console, model)
-    served = [model for model in build.models if model.status != "failed"]
     if served:
         console.print()
         console.print(f"[bold]Repository[/] {escape(repository)}, ready to serve. Next:")
@@ -30,14 +31,11 @@ def print_build(console: Console, build: Build, *, repository: str) -> None:
 
 
 def _print_model(console: Console, model: ModelBuild) -> None:
-    if model.status == "failed":
-        console.print(f"[bold red]{escape(model.name)} failed[/]")
-        console.print(escape(model.error or ""), highlight=False, soft_wrap=True)
-        return
     selection = model.selection
     if selection is None:
         return
     console.print(_table(model.name, model.trials, selection))
+    console.print("[dim]in brackets: change in points; batch size x instances at once[/]", highlight=False)
     for line in _verdicts(selection):
         console.print(line, highlight=False, soft_wrap=True)
     for line in _facts(model, selection):
@@ -45,24 +43,22 @@ def _print_model(console: Console, model: ModelBuild) -> None:
 
 
 def _table(name: str, trials: tuple[Trial, ...], selection: Selection) -> Table:
+    engines = sorted({trial.candidate.engine for trial in trials})
+    title = f"{name}: {len(trials)} candidate{'s' * (len(trials) != 1)} on {' and '.join(engines)}"
     table = Table(
-        title=f"{name}: {len(trials)} {'candidate' if len(trials) == 1 else 'candidates'}",
-        title_justify="left",
-        title_style="bold",
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    for heading, justify in (
-        ("candidate", "left"),
-        ("accuracy", "left"),
-        ("batch 1 median / P99", "right"),
-        ("best throughput", "right"),
-        ("memory", "right"),
-        ("verdict", "left"),
-    ):
-        table.add_column(heading, justify="right" if justify == "right" else "left")
+    table.add_column("candidate", no_wrap=True)
+    table.add_column("accuracy")
+    table.add_column("batch 1 (ms)\nmedian / P99", justify="right")
+    table.add_column("best\ninferences/s", justify="right")
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for trial in trials:
         won = trial.candidate.id == selection.winner
+        name = trial.candidate.id
         table.add_row(
-            escape(trial.candidate.id),
+            escape(name.removeprefix(f"{engines[0]}-") if len(engines) == 1 else name),
             escape(_accuracy(trial.accuracy)),
             _batch_one(trial),
             _throughput(trial),
@@ -78,8 +74,8 @@ def _accuracy(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return "-"
     if accuracy.basis == "labels" and accuracy.value is not None:
-        loss = f" ({-accuracy.loss:+.2f})" if accuracy.loss is not None else ""
-        return f"{accuracy.metric} {accuracy.value:.4g}{loss}"
+        loss = f" ({-accuracy.loss:+.2f})" if accuracy.loss else ""
+        return f"{accuracy.metric} {100 * accuracy.value:.2f} %{loss}"
     if accuracy.basis == "synthetic":
         return "no data"
     if accuracy.outputs:
@@ -96,7 +92,7 @@ def _batch_one(trial: Trial) -> str:
     if not points:
         return "-"
     best = min(points, key=lambda p: p.median_ms)
-    return f"{best.median_ms:.3g} / {best.p99_ms:.3g} ms"
+    return f"{best.median_ms:.3g} / {best.p99_ms:.3g}"
 
 
 def best_point(trial: Trial) -> LatencyPoint | None:
@@ -108,7 +104,7 @@ def _throughput(trial: Trial) -> str:
     best = best_point(trial)
     if best is None:
         return "-"
-    return f"{best.throughput:,.0f}/s at {best.batch_size} x {best.instances}"
+    return f"{best.throughput:,.0f} ({best.batch_size}x{best.instances})"
 
 
 def _memory(size: int | None) -> str:

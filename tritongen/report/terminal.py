@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ _SIGNS = {
     "warning": "[yellow]![/]",
     "note": "[cyan]·[/]",
 }
+_SECONDS_BETWEEN_LINES = 10
 _WORDS = {"failed": "failed: ", "warning": "warning: ", "note": "note: "}
 
 
@@ -53,18 +55,16 @@ class _LiveLine:
 
 
 class _PlainLines:
-    """Each step in one line; the many small ones only now and then."""
+    """Each step in one line; what moves within a step only every ten seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._shown: tuple[str | None, str, int] | None = None
+        self._shown = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        if event.status == "progress":
-            quarter = (event.subject, event.stage, int(4 * (event.fraction or 0)))
-            if event.fraction is None or quarter == self._shown:
-                return
-            self._shown = quarter
+        if event.status == "progress" and time.monotonic() - self._shown < _SECONDS_BETWEEN_LINES:
+            return
+        self._shown = time.monotonic()
         subject = f"{event.subject}: " if event.subject else ""
         text = f"{event.stage:<9} {subject}{_WORDS.get(event.status, '')}{event.message}"
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
