@@ -2,88 +2,98 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tritongen.cli import options
+
 if TYPE_CHECKING:
     from tritongen.loadtest.settings import Settings
-    from tritongen.runs.events import Event
+    from tritongen.repository.manifest import Manifest
+    from tritongen.runs.loadtest import LoadReport
+    from tritongen.serving.registry import RunningServer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-INTERRUPTED = 130
-
-EXAMPLES = """\b
-Examples:
-  tritongen loadtest digits --rate 200 --p99-ms 20
-  tritongen loadtest digits --rate 500 --slo 'p99<=20ms' --slo 'error_rate<=0.1%' --duration 2m
-  tritongen loadtest digits --concurrency 8 --url grpc://127.0.0.1:8001
-  tritongen loadtest bert --rate 50 --shape 'input_ids=128' --range 'input_ids=0..30521'
-
-\b
-Exit codes: 0 every objective met, 3 one missed, 4 cannot tell, 5 server or model not ready,
-2 the command line or data cannot be used, 130 stopped by Ctrl-C, 1 anything else.
-"""
+DEFAULT_GRPC_URL = "grpc://127.0.0.1:8001"
+_INTERRUPTED = 130
+_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
-class Seconds(click.ParamType):  # type: ignore[type-arg]
-    """A length of time: `60`, `60s`, `500ms`, `2m`, `1h`."""
-
-    name = "time"
-    _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}  # noqa: RUF012
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, (int, float)):
-            return float(value)
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s|m|h|)\s*", value)
-        if match is None:
-            self.fail(f"'{value}' is not a length of time; write for example 60s, 500ms or 2m", param, ctx)
-        return float(match[1]) * self._UNITS[match[2]]
+def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    """Seconds from `60`, `60s`, `500ms`, `2m` or `1h`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s|min|m|h|)\s*", text)
+    if match is None:
+        raise click.BadParameter(f"'{text}' is not a length of time; write for example 60s, 500ms or 2m")
+    return float(match[1]) * _UNITS[match[2]]
 
 
-SECONDS = Seconds()
+def _time(flag: str, help_text: str, default: str | None = None) -> options.Decorator[Any]:
+    return click.option(
+        flag, metavar="TIME", default=default, show_default=True, callback=_seconds, help=help_text
+    )
 
 
-@click.command(help=f"Check requests/s and P99 of MODEL against a running server.\n\n{EXAMPLES}")
-@click.argument("model")
-@click.option(
-    "--url", help=f"http://HOST:PORT or grpc://HOST:PORT; default: the background server, or {DEFAULT_URL}."
+@click.command(
+    help="""Check requests/s and P99 of MODEL against a running server (Triton, or any KServe v2 server).
+
+    \b
+    Examples:
+      tritongen loadtest digits --rate 200 --p99-ms 20
+      tritongen loadtest digits --rate 500 --slo 'p99<=20ms' --slo 'error_rate<=0.1%' --duration 2m
+      tritongen loadtest digits --concurrency 8 --url grpc://127.0.0.1:8001
+      tritongen loadtest bert --rate 50 --shape 'input_ids=128' --range 'input_ids=0..30521'
+
+    \b
+    Exit codes: 0 every objective is met (PASS)     3 one is missed (FAIL)
+                4 cannot tell (INVALID)             5 server or model not ready, or gone (ERROR)
+                2 cannot be used as given           130 stopped by Ctrl-C      1 anything else
+    """
 )
-@click.option("--protocol", type=click.Choice(["http", "grpc"]), help="Default: as --url says, else http.")
-@click.option("--model-version", "version", default="", help="Default: the server's choice.")
+@click.argument("model", metavar="MODEL")
 @click.option(
-    "--rate", type=float, help="Requests per second, open loop: they leave on schedule, answers or not."
+    "--url", help=f"http://HOST:PORT or grpc://HOST:PORT.  [default: as `serve` says, else {DEFAULT_URL}]"
+)
+@click.option("--protocol", type=click.Choice(["http", "grpc"]), help="[default: as --url says, else http]")
+@click.option("--model-version", "version", default="", metavar="N", help="[default: the server's choice]")
+@click.option(
+    "--rate", type=float, metavar="R", help="Requests/s, open loop: they leave on time, answers or not."
 )
 @click.option(
-    "--concurrency", type=int, help="Calls in flight, closed loop (default 1, if nothing promises a rate)."
+    "--concurrency",
+    type=int,
+    metavar="N",
+    help="Calls in flight, closed loop.  [default: 1 if no rate is promised]",
 )
 @click.option("--arrival", type=click.Choice(["poisson", "constant"]), default="poisson", show_default=True)
-@click.option("--duration", type=SECONDS, default="60s", show_default=True, help="Warm-up included.")
+@_time("--duration", "How long to send, warm-up included.", "60s")
+@_time("--warmup", "Left out at the start.  [default: a tenth of the duration, at most 5s]")
+@options.slo
+@options.p99_ms
 @click.option(
-    "--warmup", type=SECONDS, help="Left out at the start. Default: a tenth of the duration, at most 5s."
+    "--batch-size", type=int, default=1, show_default=True, metavar="N", help="Items in each request."
 )
 @click.option(
-    "--slo", "slos", multiple=True, metavar="SLO", help="As 'p99<=20ms'; repeatable. Default: the manifest's."
+    "--data", metavar="DATA", help="Inputs to send: .npz, .npy, a folder of them, or module:function."
 )
-@click.option("--p99-ms", type=float, help="Short for --slo 'p99<=…ms'.")
-@click.option("--batch-size", type=int, default=1, show_default=True, help="Items in each request.")
-@click.option("--data", help="Inputs to send: .npz, .npy, a folder of them, or module:function.")
+@options.shape
+@options.value_range
+@options.repository
+@_time("--timeout", "A later answer counts as failed.", "10s")
 @click.option(
-    "--shape", "shapes", multiple=True, metavar="INPUT=SIZES", help="Sizes of dynamic axes; repeatable."
+    "--max-in-flight",
+    type=int,
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Requests beyond it fail unsent.",
 )
-@click.option("--range", "ranges", multiple=True, metavar="INPUT=MIN..MAX", help="Values of integer inputs.")
-@click.option(
-    "--repository", type=click.Path(path_type=Path), help="Where the model's manifest.json is looked for."
-)
-@click.option(
-    "--timeout", type=SECONDS, default="10s", show_default=True, help="Later answers count as failed."
-)
-@click.option(
-    "--max-in-flight", type=int, default=1024, show_default=True, help="Requests beyond it count as failed."
-)
-@click.option("--workers", type=int, help="Processes that send. Default: by rate and cores.")
+@click.option("--workers", type=int, metavar="N", help="Sending processes.  [default: by rate and cores]")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same schedule.")
 @click.option(
     "--json",
@@ -92,58 +102,111 @@ SECONDS = Seconds()
     metavar="FILE",
     help="Write the report; - is stdout.",
 )
-def command(**options: Any) -> int:
-    """Run one load test and print its report."""
+def command(json_file: Path | None, **flags: Any) -> int:
+    from rich.console import Console
+
+    from tritongen.autotune.machine import current_machine
     from tritongen.loadtest.run import run_load_test
     from tritongen.loadtest.verdict import EXIT_CODES
+    from tritongen.report.terminal import progress
+
+    settings = _settings(**flags)
+    with progress(Console(stderr=True, highlight=False)) as events:
+        report = run_load_test(settings, events=events, machine=current_machine())
+    _show(report, json_file)
+    return _INTERRUPTED if report.partial else EXIT_CODES[report.outcome]
+
+
+def _show(report: LoadReport, json_file: Path | None) -> None:
     from tritongen.report.loadtest import render
     from tritongen.runs.store import write_record
 
-    json_file: Path | None = options.pop("json_file")
-    settings = _settings(**options)
-    report = run_load_test(settings, events=_show)
     if json_file == Path("-"):
         click.echo(report.model_dump_json(by_alias=True, indent=2))
-    else:
-        click.echo(render(report))
-        if json_file is not None:
-            write_record(json_file, report)
-    return INTERRUPTED if report.partial else EXIT_CODES[report.outcome]
+        return
+    click.echo(render(report))
+    if json_file is not None:
+        write_record(json_file, report)
 
 
 def _settings(
     *,
-    slos: tuple[str, ...],
-    p99_ms: float | None,
-    shapes: tuple[str, ...],
-    ranges: tuple[str, ...],
-    repository: Path | None,  # noqa: ARG001
+    model: str,
     url: str | None,
     protocol: Any,
+    repository: Path | None,
+    slo: tuple[str, ...],
+    p99_ms: float | None,
+    shapes: dict[str, str],
+    ranges: dict[str, str],
     duration: float,
     warmup: float | None,
     timeout: float,
     **same: Any,
 ) -> Settings:
+    """The settings that flags, the running server's record and the model's manifest add up to."""
     from tritongen.loadtest.settings import Settings
-    from tritongen.shapes import split_assignment
     from tritongen.slo import parse_slo
 
-    texts = [*slos, *([f"p99<={p99_ms:.15g}ms"] if p99_ms is not None else [])]
+    server = _running_server(url, repository)
+    manifest = _manifest(model, Path(server.repository) if server else repository)
+    promised = (*slo, *([f"p99<={p99_ms:.15g}ms"] if p99_ms is not None else []))
+    if not promised and manifest is not None:
+        promised = manifest.slo
     return Settings(
-        url=url or DEFAULT_URL,
+        model=model,
+        url=url or _default_url(server, protocol),
         protocol=protocol,
+        slos=tuple(parse_slo(text) for text in promised),
+        shapes={**_known_shapes(manifest), **shapes},
+        ranges={**_known_ranges(manifest), **ranges},
         duration_s=duration,
         warmup_s=warmup,
         timeout_s=timeout,
-        slos=tuple(parse_slo(text) for text in texts),
-        shapes=dict(split_assignment(text, "--shape") for text in shapes),
-        ranges=dict(split_assignment(text, "--range") for text in ranges),
         **same,
     )
 
 
-def _show(event: Event) -> None:
-    """What is going on, on stderr; the report alone goes to stdout."""
-    if event.status == "started":
-        click.echo(event.message, err=True)
+def _running_server(url: str | None, repository: Path | None) -> RunningServer | None:
+    """The server that `tritongen serve` runs at this address, or, without one, the one that is meant."""
+    from tritongen.serving.registry import choose_server, running_servers, state_folder
+
+    state = state_folder(os.environ)
+    if url is None:
+        return choose_server(state, repository)
+    wanted = url.rstrip("/") if "://" in url else f"http://{url}"
+    return next((each for each in running_servers(state) if wanted in (each.http_url, each.grpc_url)), None)
+
+
+def _default_url(server: RunningServer | None, protocol: str | None) -> str:
+    if protocol == "grpc":
+        return server.grpc_url if server else DEFAULT_GRPC_URL
+    return server.http_url if server else DEFAULT_URL
+
+
+def _manifest(model: str, repository: Path | None) -> Manifest | None:
+    """What tritongen wrote down about the model, if it built it and the repository is at hand."""
+    from tritongen.repository.manifest import FILENAME, read_manifest
+
+    if repository is None or not (repository / model / FILENAME).is_file():
+        return None
+    return read_manifest(repository / model)
+
+
+def _known_shapes(manifest: Manifest | None) -> dict[str, str]:
+    """The usual sizes of inputs with dynamic axes."""
+    entries = manifest.inputs if manifest else ()
+    return {
+        each.name: "x".join(map(str, each.opt_shape))
+        for each in entries
+        if -1 in each.dims and each.opt_shape
+    }
+
+
+def _known_ranges(manifest: Manifest | None) -> dict[str, str]:
+    entries = manifest.inputs if manifest else ()
+    return {
+        each.name: f"{each.value_range[0]}..{each.value_range[1]}"
+        for each in entries
+        if each.value_range is not None
+    }

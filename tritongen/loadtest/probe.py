@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -37,9 +38,11 @@ def _probe_http(
     model: ServedModel, address: Address, request: bytes, timeout_s: float
 ) -> dict[str, tuple[int, ...]]:
     try:
-        with socket.create_connection((address.host, address.port), timeout_s) as connection:
+        with (
+            socket.create_connection((address.host, address.port), timeout_s) as connection,
+            contextlib.closing(http.client.HTTPResponse(connection, method="POST")) as response,
+        ):
             connection.sendall(request)
-            response = http.client.HTTPResponse(connection, method="POST")
             response.begin()
             body = response.read()
     except (OSError, http.client.HTTPException) as error:

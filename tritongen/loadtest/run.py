@@ -8,7 +8,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tritongen.errors import ServerError
+from tritongen.errors import RequirementError, ServerError
 from tritongen.loadtest.fleet import Fleet
 from tritongen.loadtest.inputs import Inputs, prepare_inputs
 from tritongen.loadtest.job import Job
@@ -118,6 +118,12 @@ def _watch(settings: Settings, control: ServerControl, fleet: Fleet, events: Eve
                 Event(
                     "loadtest", "progress", f"{max(0, now - start_ns) / 1e9:.0f} s", fraction=max(0.0, done)
                 )
+            )
+        if not fleet.wait(0):
+            raise RequirementError(
+                "the load workers did not finish in time",
+                found=f"still busy {settings.timeout_s + _GRACE_S:g} s after the end of the schedule",
+                fix="use more --workers or a lower --rate",
             )
     except KeyboardInterrupt:
         stopped = True

@@ -21,6 +21,7 @@ LOST = 4
 GARBAGE = 5
 NOT_SENT = 6
 STOPPED = 7
+LATE = 8
 HTTP_FIRST, HTTP_LAST = 100, 999
 """An HTTP status that is not 200 is its own code."""
 GRPC_FIRST = 1000
@@ -35,6 +36,7 @@ _CAUSES = {
     GARBAGE: "not a KServe v2 answer",
     NOT_SENT: "not sent: in-flight limit reached",
     STOPPED: "stopped while in flight",
+    LATE: "not sent: the sender was behind by more than the time-out",
 }
 _GRPC_NAMES = [
     "OK",
@@ -105,9 +107,8 @@ class Samples:
 
     @property
     def lag_ms(self) -> NDArray[np.float64]:
-        """How late the sender was; requests that the in-flight limit kept back are left out."""
-        sent = self.rows[self.rows["status"] != NOT_SENT]
-        return np.asarray((sent["sent_ns"] - sent["scheduled_ns"]) / 1e6)
+        """How late the sender was (in a closed loop: never)."""
+        return np.asarray((self.rows["sent_ns"] - self.rows["scheduled_ns"]) / 1e6)
 
     def between(self, start_ns: int, end_ns: int) -> Samples:
         """The requests that were scheduled in [start_ns, end_ns)."""

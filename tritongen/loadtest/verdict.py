@@ -3,6 +3,7 @@
 Precedence when several apply:
     ERROR    the server stopped answering
     INVALID  the sender was late: what was offered is not what was asked for
+    ERROR    not one request was answered
     FAIL     an objective is missed, or the backlog grows
     INVALID  undecided, not settled, drifting, too few requests, or stopped by the user
     PASS     every objective is met
@@ -24,7 +25,7 @@ from tritongen.loadtest.statistics import ALPHA, BATCHES, Decision
 from tritongen.runs.loadtest import LoadOutcome, Objective, WarmUpResult
 from tritongen.slo import Slo
 
-_LAG_OF_LIMIT = 0.25
+_LAG_OF_LIMIT = 0.5
 """A send is late when it takes this part of the latency limit, but not below one millisecond."""
 _LEAST_LAG_MS = 1.0
 _BEHIND_MS = 100.0
@@ -81,15 +82,12 @@ EXIT_CODES = {
 def reach_verdict(evidence: Evidence, slos: Sequence[Slo], alpha: float = ALPHA) -> Verdict:
     """Judge every objective and apply the precedence above."""
     objectives = tuple(judge_objective(slo, evidence, alpha) for slo in slos)
-    errors = _errors(evidence)
-    late = late_sends(evidence, slos)
+    broken = _broken(evidence, slos)
+    if broken is not None:
+        return Verdict(broken[0], (broken[1],), objectives)
     missed = [_sentence(objective) for objective in objectives if objective.outcome == "fail"]
     overload = growing_backlog(evidence)
     unclear = _unclear(evidence, objectives)
-    if errors:
-        return Verdict(LoadOutcome.ERROR, tuple(errors), objectives)
-    if late:
-        return Verdict(LoadOutcome.INVALID, (late,), objectives)
     if not slos:
         notes = (*([overload] if overload else []), *unclear)
         outcome = LoadOutcome.INVALID if evidence.stopped else LoadOutcome.MEASURED
@@ -101,12 +99,15 @@ def reach_verdict(evidence: Evidence, slos: Sequence[Slo], alpha: float = ALPHA)
     return Verdict(LoadOutcome.PASS, tuple(_sentence(objective) for objective in objectives), objectives)
 
 
-def _errors(evidence: Evidence) -> list[str]:
+def _broken(evidence: Evidence, slos: Sequence[Slo]) -> tuple[LoadOutcome, str] | None:
+    """What makes the measurement worthless, whatever it shows."""
     if evidence.server_gone:
-        return [f"the server stopped answering: {evidence.server_gone}"]
-    if len(evidence.samples) and not evidence.samples.ok.any() and not evidence.stopped:
-        return ["not one request was answered"]
-    return []
+        return LoadOutcome.ERROR, f"the server stopped answering: {evidence.server_gone}"
+    if late := late_sends(evidence, slos):
+        return LoadOutcome.INVALID, late
+    if not (evidence.stopped or evidence.samples.ok.any()):
+        return LoadOutcome.ERROR, "not one request was answered"
+    return None
 
 
 def _unclear(evidence: Evidence, objectives: Sequence[Objective]) -> list[str]:

@@ -51,10 +51,13 @@ class Sender:
 
     def begin(self, row: int, scheduled: int, request: int) -> None:
         """Send now, or write down why not."""
-        if len(self.in_flight) >= self.job.max_in_flight:
-            self.record(row, scheduled, scheduled, now_ns(), samples.NOT_SENT, request)
-            return
         sent = now_ns()
+        if len(self.in_flight) >= self.job.max_in_flight:
+            self.record(row, scheduled, sent, sent, samples.NOT_SENT, request)
+            return
+        if sent - scheduled >= self.job.timeout_ns:  # its answer would be too late at once
+            self.record(row, scheduled, sent, sent, samples.LATE, request)
+            return
         self.in_flight[row] = (scheduled, sent, request)
         self._deadlines.append((scheduled + self.job.timeout_ns, row))
         self.transport.send(row, request)

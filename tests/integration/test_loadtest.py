@@ -1,0 +1,327 @@
+"""Load tests against a server of our own on real sockets: one that behaves, and many that do not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.kserve import MODEL, Act, NullServer, freezing
+from tritongen.cli import run
+from tritongen.errors import InputError, ServerError
+from tritongen.loadtest.run import run_load_test
+from tritongen.loadtest.settings import Settings
+from tritongen.runs.events import Event
+from tritongen.runs.loadtest import LoadOutcome, LoadReport
+from tritongen.slo import parse_slo
+
+SHORT: dict[str, Any] = {"duration_s": 1.2, "warmup_s": 0.2, "timeout_s": 0.5, "batch_size": 1}
+
+
+def load(url: str, *slos: str, **settings: Any) -> LoadReport:
+    wanted = {**SHORT, **settings}
+    return run_load_test(Settings(MODEL, url, slos=tuple(map(parse_slo, slos)), **wanted))
+
+
+def causes(report: LoadReport) -> dict[str, int]:
+    return {failure.cause: failure.count for failure in report.failures}
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_open_loop_sends_the_whole_schedule(protocol: str) -> None:
+    with NullServer() as server:
+        report = load(server.http_url if protocol == "http" else server.grpc_url, rate=200)
+    assert report.outcome is LoadOutcome.MEASURED
+    assert report.protocol == protocol
+    assert report.answered == report.requests
+    assert 120 < report.requests < 280
+    assert report.server == "null-server 1"
+    assert report.server_figures is None
+    assert report.server_figures_note is not None
+    assert report.response_ms.percentiles["p50"] is not None
+    assert server.inferences > report.requests
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_closed_loop_keeps_that_many_in_flight(protocol: str) -> None:
+    with NullServer(lambda _number, _elapsed: Act(delay_s=0.02)) as server:
+        report = load(server.http_url if protocol == "http" else server.grpc_url, concurrency=4, workers=2)
+    # Four callers, 20 ms each: at most 200 a second, however fast the machine is.
+    assert 0 < report.requests_per_s <= 201
+    assert report.answered == report.requests
+    assert any("closed loop" in note for note in report.notes)
+
+
+def test_both_protocols_and_several_workers_send_the_same_schedule() -> None:
+    with NullServer() as server, ThreadPoolExecutor() as pool:
+        tests = [
+            pool.submit(load, url, rate=150, workers=workers, seed=7)
+            for url, workers in ((server.http_url, 1), (server.http_url, 3), (server.grpc_url, 2))
+        ]
+        reports = [test.result() for test in tests]
+    assert len({report.requests for report in reports}) == 1
+    assert len({report.warm_up.requests for report in reports}) == 1
+
+
+def test_freezes_show_in_the_open_loop_and_hide_in_the_closed_one() -> None:
+    """The reason for open loops: a caller that waits for answers sends next to nothing into a freeze."""
+    timing = {"duration_s": 6.4, "warmup_s": 0.4, "timeout_s": 5.0}
+    with NullServer(freezing(2.0, 0.5)) as server, ThreadPoolExecutor() as pool:
+        tests = [
+            pool.submit(load, server.http_url, **mode, **timing)
+            for mode in ({"rate": 300}, {"concurrency": 2})
+        ]
+        opened, closed = (test.result() for test in tests)
+    assert (opened.response_ms.percentiles["p99"] or 0) > 300
+    assert (opened.response_ms.percentiles["p90"] or 0) > 20
+    assert (closed.response_ms.percentiles["p99"] or 0) < 100
+    assert (closed.response_ms.maximum or 0) > 300
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("refuse", {"http": "HTTP 503", "grpc": "gRPC UNAVAILABLE"}),
+        ("garbage", {"http": "not a KServe v2 answer", "grpc": "not a KServe v2 answer"}),
+        ("drop", {"http": "connection lost", "grpc": "gRPC INTERNAL"}),
+        ("hang", {"http": "timed out", "grpc": "timed out"}),
+    ],
+)
+def test_failed_requests_are_data(protocol: str, kind: Any, found: dict[str, str]) -> None:
+    def behave(number: int, _elapsed_s: float) -> Act:
+        return Act(kind if number % 5 == 4 else "answer")
+
+    with NullServer(behave) as server:
+        report = load(server.http_url if protocol == "http" else server.grpc_url, rate=100)
+    assert set(causes(report)) == {found[protocol]}
+    assert 0.1 < 1 - report.answered / report.requests < 0.3
+    assert report.response_ms.percentiles["p50"] is not None
+    assert report.response_ms.percentiles["p99"] is None
+    if kind == "refuse":
+        assert "queue is full" in report.failures[0].message
+
+
+def test_a_hung_server_ends_in_bounded_time_and_memory() -> None:
+    def behave(number: int, _elapsed_s: float) -> Act:
+        return Act("answer" if number < 1 else "hang")
+
+    with NullServer(behave) as server:
+        begun = time.monotonic()
+        report = load(server.http_url, "p99<=20ms", rate=400, max_in_flight=20)
+        took = time.monotonic() - begun
+    assert report.outcome is LoadOutcome.ERROR
+    assert set(causes(report)) == {"timed out", "not sent: in-flight limit reached"}
+    assert took < 15
+    # Each of the 20 places is free again after the time-out of half a second.
+    assert causes(report)["timed out"] <= 20 * 4
+
+
+@pytest.mark.parametrize("mode", [{"rate": 100}, {"concurrency": 3}])
+def test_a_server_that_dies_in_mid_run_is_an_error_with_a_whole_report(mode: dict[str, Any]) -> None:
+    with NullServer() as server:
+        threading.Timer(1.5, server.die).start()
+        report = load(server.http_url, "p99<=1000ms", **{**mode, "duration_s": 2.5})
+    assert report.outcome is LoadOutcome.ERROR
+    assert "stopped answering" in report.reasons[0]
+    assert "connection refused" in causes(report)
+    assert report.answered > 0
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_server_that_comes_back_is_used_again(protocol: str) -> None:
+    with NullServer() as first:
+        second = NullServer(http_port=first.http_port, grpc_port=first.grpc_port)
+
+        def restart() -> None:
+            first.die()
+            time.sleep(0.3)
+            second.__enter__()
+
+        threading.Timer(1.0, restart).start()
+        url = first.http_url if protocol == "http" else first.grpc_url
+        report = load(url, "error_rate<=50%", rate=100, duration_s=5.0)
+        second.__exit__()
+    assert report.outcome is not LoadOutcome.ERROR
+    assert report.failures
+    assert second.inferences > 20
+
+
+def test_slow_answers_make_the_backlog_grow_and_the_test_fail() -> None:
+    free_at = 0.0
+
+    def one_at_a_time(_number: int, elapsed_s: float) -> Act:
+        nonlocal free_at
+        free_at = max(free_at, elapsed_s) + 0.01
+        return Act(delay_s=free_at - elapsed_s)
+
+    with NullServer(one_at_a_time) as server:
+        report = load(server.http_url, "throughput>=150req/s", rate=150, duration_s=3.0, timeout_s=5.0)
+    assert report.outcome is LoadOutcome.FAIL
+    assert any("overload" in reason for reason in report.reasons)
+
+
+def test_too_few_requests_are_invalid_and_never_a_pass() -> None:
+    with NullServer() as server:
+        report = load(server.http_url, "p99<=1000ms", rate=100)
+    assert report.outcome is LoadOutcome.INVALID
+    assert report.objectives[0].outcome == "undecided"
+    assert report.objectives[0].requests_needed == 2500
+    assert "--duration" in report.reasons[0]
+
+
+def test_a_sender_that_cannot_keep_up_is_invalid() -> None:
+    with NullServer() as server:
+        report = load(server.http_url, "p99<=20ms", rate=60_000, workers=1)
+    assert report.outcome is LoadOutcome.INVALID
+    assert "client-limited" in report.reasons[0]
+
+
+def test_events_tell_the_progress() -> None:
+    seen: list[Event] = []
+    with NullServer() as server:
+        run_load_test(Settings(MODEL, server.http_url, rate=50, **SHORT), events=seen.append)
+    assert seen[0].status == "started"
+    assert {event.stage for event in seen} == {"loadtest"}
+    fractions = [event.fraction for event in seen if event.fraction is not None]
+    assert fractions == sorted(fractions)
+
+
+def test_a_model_that_is_not_ready_or_not_there() -> None:
+    with NullServer(ready=False) as server, pytest.raises(ServerError, match="not ready"):
+        load(server.http_url, rate=10)
+    with NullServer() as server, pytest.raises(ServerError, match="no model 'nul' that is loaded"):
+        run_load_test(Settings("nul", server.http_url, rate=10, **SHORT))
+
+
+@pytest.mark.parametrize("kind", ["refuse", "garbage", "drop", "hang"])
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_first_answer_is_checked_before_the_run(
+    protocol: str, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritongen.loadtest.run._LEAST_PROBE_TIMEOUT_S", 0.5)
+    with NullServer(lambda _number, _elapsed: Act(kind)) as server:
+        with pytest.raises(ServerError) as caught:
+            load(server.http_url if protocol == "http" else server.grpc_url, rate=10)
+        assert server.inferences == 1
+    if kind == "refuse":
+        assert "queue is full" in str(caught.value)
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_sent() -> None:
+    with NullServer() as server:
+        for settings, text in (
+            ({"rate": 10, "concurrency": 2}, "--rate 10 and --concurrency 2"),
+            ({"rate": -1}, "--rate must be positive"),
+            ({"rate": 10, "warmup_s": 5}, "nothing to measure"),
+            ({"concurrency": 2000}, "--max-in-flight"),
+        ):
+            with pytest.raises(InputError, match=text):
+                load(server.http_url, **{**SHORT, **settings})
+        with pytest.raises(InputError, match="cannot show"):
+            load(server.http_url, "throughput>=500/s", rate=10)
+        assert server.inferences == 0
+
+
+def test_data_is_sent_in_rotation(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((6, 4), np.float32))
+    with NullServer() as server:
+        report = load(server.http_url, rate=50, data=str(tmp_path / "x.npy"), batch_size=2)
+    assert report.load.prepared_requests == 3
+    assert report.inferences_per_s == pytest.approx(2 * report.requests_per_s)
+
+
+def cli(*arguments: str) -> int:
+    return run(["loadtest", MODEL, "--duration", "1s", "--warmup", "200ms", "--timeout", "500ms", *arguments])
+
+
+def test_exit_codes_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with NullServer() as server:
+        url = server.http_url
+        rate = ("--url", url, "--rate", "50")
+        assert cli(*rate) == 0
+        assert "MEASURED" in capsys.readouterr().out
+        assert cli(*rate, "--slo", "throughput>=50req/s", "--json", str(tmp_path / "r.json")) == 0
+        assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("PASS")
+        assert json.loads((tmp_path / "r.json").read_text())["schema"] == "tritongen/loadtest/1"
+        assert cli(*rate, "--p99-ms", "500") == 4
+        assert "INVALID" in capsys.readouterr().out
+        assert cli(*rate, "--slo", "p99<20") == 2
+        assert cli(*rate, "--concurrency", "2") == 2
+        assert cli(*rate, "--duration", "soon") == 2
+        assert cli(*rate, "--protocol", "grpc") == 2
+        capsys.readouterr()
+    assert cli("--url", url, "--rate", "50") == 5
+    assert "no server listens" in capsys.readouterr().err
+    with NullServer(lambda number, _: Act("refuse" if number > 5 and number % 2 else "answer")) as server:
+        assert cli("--url", server.http_url, "--rate", "50", "--slo", "error_rate<=0") == 3
+    assert "503" in capsys.readouterr().out
+
+
+def start_command(url: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tritongen", "loadtest", MODEL, "--url", url, "--rate", "100", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_load(server: NullServer, inferences: int) -> None:
+    deadline = time.monotonic() + 30
+    while server.inferences < inferences:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_gives_a_partial_report_marked_so(tmp_path: Path) -> None:
+    with NullServer() as server:
+        process = start_command(
+            server.http_url, "--p99-ms", "900", "--warmup", "0", "--json", str(tmp_path / "r.json")
+        )
+        wait_for_load(server, 50)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "PARTIAL" in shown
+    report = LoadReport.model_validate_json((tmp_path / "r.json").read_text())
+    assert report.partial
+    assert report.outcome is LoadOutcome.INVALID
+    assert report.window_s < 30
+    assert report.answered > 10
+
+
+def test_no_worker_outlives_a_killed_command() -> None:
+    with NullServer() as server:
+        process = start_command(server.http_url, "--workers", "2")
+        wait_for_load(server, 20)
+        workers = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and _parent(int(entry.name)) == process.pid
+        ]
+        assert len(workers) == 2
+        process.kill()
+        process.communicate(timeout=30)
+        deadline = time.monotonic() + 20
+        while any(_parent(worker) is not None for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def _parent(pid: int) -> int | None:
+    """The parent of a live process; None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[1])
