@@ -47,8 +47,8 @@ def _accuracies(trial: Trial) -> str:
     if accuracy is None or accuracy.value is None or accuracy.reference_value is None:
         return accuracy.summary if accuracy else trial.reason
     return (
-        f"{accuracy.metric} {accuracy.value:.2f} % on the held-out data against FP32's "
-        f"{accuracy.reference_value:.2f} % (limit: {accuracy.limit:g} points lost)"
+        f"{accuracy.metric} {accuracy.value:.2%} on the held-out data against FP32's "
+        f"{accuracy.reference_value:.2%} (at most {accuracy.limit:g} points may be lost)"
     )
 
 
