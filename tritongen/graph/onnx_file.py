@@ -53,7 +53,33 @@ def read_model(path: Path) -> ModelProto:
         raise _not_onnx(path, found, fix) from error
     if not model.HasField("graph") or not (model.ir_version or model.opset_import):
         raise _not_onnx(path, *_recognise(head))
+    _check_text(model, path)
     return model
+
+
+def _check_text(model: ModelProto, path: Path) -> None:
+    """ModelError if a name is not UTF-8: protobuf then gives bytes where everybody expects text."""
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise ModelError(
+            f"{path} is damaged: it holds a name that is not text",
+            expected="names in UTF-8",
+            fix="copy, download or export the file again",
+        )
+
+
+def _texts(model: ModelProto) -> Iterator[object]:
+    for node, _ in walk_nodes(model):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for tensor in walk_tensors(model):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+    for graph in walk_graphs(model.graph):
+        for value in (*graph.input, *graph.output):
+            yield value.name
+            yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    yield from (entry.domain for entry in model.opset_import)
+    yield from (text for function in model.functions for text in (function.name, function.domain))
 
 
 def _check_is_file(path: Path) -> None:

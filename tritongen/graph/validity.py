@@ -35,7 +35,7 @@ def check_valid(model: ModelProto, path: Path) -> None:
     _hide_dropped_values(model)
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: text that is not UTF-8
         raise _explain(str(error), model.graph, path) from error
 
 
