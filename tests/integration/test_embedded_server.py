@@ -172,13 +172,19 @@ def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
         EmbeddedServer(tmp_path / "absent").start()
 
 
+def test_a_model_name_cannot_reach_the_shell(tmp_path: Path) -> None:
+    (tmp_path / "$(touch hacked)").mkdir()
+    with pytest.raises(RepositoryError, match="cannot be served"):
+        EmbeddedServer(tmp_path).start()
+
+
 def test_the_response_cache_answers_repeated_requests(tmp_path: Path) -> None:
     import numpy as np
     from tritonclient.http import InferenceServerClient, InferInput
 
     text = config("relu", 8, *WIDE, "response_cache { enable: true }")
     add_model(tmp_path, "relu", models.relu(), text)
-    with EmbeddedServer(tmp_path, cache_bytes=1 << 20) as server:
+    with EmbeddedServer(tmp_path) as server:
         tensor_in = InferInput("x", [1, 4], "FP32")
         tensor_in.set_data_from_numpy(np.ones((1, 4), np.float32))
         with InferenceServerClient(server.http_url.removeprefix("http://")) as client:
@@ -234,6 +240,27 @@ def test_the_embedded_server_serves_beside_others(server: EmbeddedServer, tmp_pa
     with EmbeddedServer(small_repository(tmp_path), grpc_port=free_port()) as other:
         assert connect(other.http_url).is_ready("relu")
     assert connect(server.http_url).is_ready("relu")
+
+
+def test_packages_from_elsewhere_are_found(tmp_path: Path) -> None:
+    """An interpreter that has its packages by PYTHONPATH only, as with conda's or a target folder's."""
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from tritongen.serving.embedded import EmbeddedServer\n"
+        "with EmbeddedServer(Path(sys.argv[1])):\n    print('ready')\n"
+    )
+    bare = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.prefix == sys.base_prefix or not Path(bare).exists():
+        pytest.skip("the tests do not run in a virtual environment")
+    done = subprocess.run(
+        [bare, "-c", program, str(small_repository(tmp_path))],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout == "ready\n", done.stderr
 
 
 def _family(supervisor: int) -> list[int]:

@@ -32,7 +32,9 @@ Examples:
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Serve only this one (repeatable).")
 @click.option("--background", is_flag=True, help="Return once it is ready; `tritongen stop` ends it.")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Where Triton's log goes.")
-@click.option("--cache-mb", default=0, show_default=True, help="Size of the response cache; 0: none.")
+@click.option(
+    "--cache-mb", type=int, help="Size of the response cache; 0: none. Default: 100 if a model asks for one."
+)
 @click.option(
     "--ready-timeout", default=300.0, show_default=True, metavar="S", help="Seconds to load all models."
 )
@@ -45,7 +47,7 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
     models: tuple[str, ...],
     background: bool,
     log_file: Path | None,
-    cache_mb: int,
+    cache_mb: int | None,
     ready_timeout: float,
 ) -> int:
     """Serve the model repository REPOSITORY (by default ./model_repository) with a real Triton.
@@ -67,7 +69,7 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         load=models or None,
-        cache_bytes=cache_mb << 20,
+        cache_bytes=None if cache_mb is None else cache_mb << 20,
         log_file=log_file.absolute() if log_file else None,
         ready_timeout_s=ready_timeout,
         detached=background,

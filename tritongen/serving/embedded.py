@@ -7,6 +7,7 @@ and runs under `supervisor.py`, which ends it when this process ends, however it
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,24 +22,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from tritongen.errors import RepositoryError, RequirementError, ServerError
+from tritongen.errors import InputError, RepositoryError, ServerError
 from tritongen.serving import supervisor
 from tritongen.serving.control import connect
 from tritongen.serving.diagnosis import cause_of_failure, port_taken
 from tritongen.serving.installation import Installation, find_installation
 from tritongen.serving.ports import check_port, free_ports
+from tritongen.serving.scratch import (
+    interpreter_folder,
+    is_safe,
+    make_scratch,
+    prepare_backends,
+    safe_path,
+    shm_prefix,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-BACKENDS = Path(__file__).parent / "backends"
 # How long Triton waits for requests in flight; also for idle keep-alive connections, before it unloads.
 EXIT_TIMEOUT_S = 4
 POLL_S = 0.05
 PORT_ATTEMPTS = 3
 
-# Triton hands these paths to bash without quotes.
-_SAFE_PATH = re.compile(r"[\w./+@%:,=-]+", re.ASCII)
+DEFAULT_CACHE_BYTES = 100 << 20
+_WANTS_CACHE = re.compile(r"^[^#\n]*response_cache\s*:?\s*\{\s*enable\s*:\s*(true|True|t|1)", re.MULTILINE)
 
 
 @dataclass
@@ -55,8 +62,8 @@ class EmbeddedServer:
     model_control: Literal["none", "explicit"] = "none"
     load: Sequence[str] | None = None
     """Models to load at start; None: all of them (with explicit control: none). Implies explicit control."""
-    cache_bytes: int = 0
-    """Size of the response cache; 0: none."""
+    cache_bytes: int | None = None
+    """Size of the response cache; 0: none; None: 100 MB if a model's config asks for one."""
     log_file: Path | None = None
     """Where Triton's log goes; without one it vanishes with the server."""
     extra_args: Sequence[str] = ()
@@ -101,13 +108,7 @@ class EmbeddedServer:
         RequirementError if this machine lacks a piece or a port; ServerError with Triton's words otherwise.
         """
         installation = find_installation()
-        if not self.repository.is_dir():
-            raise RepositoryError(
-                f"there is no model repository at {self.repository}",
-                found="nothing" if not self.repository.exists() else "a file",
-                expected="a folder with one folder per model",
-                fix="tritongen build MODEL.onnx writes one",
-            )
+        check_repository(self.repository, self.load or ())
         for attempt in range(PORT_ATTEMPTS):
             chosen = self._choose_ports()
             self._launch(installation)
@@ -165,7 +166,7 @@ class EmbeddedServer:
             setattr(self, name, 0)
 
     def _launch(self, installation: Installation) -> None:
-        scratch = _scratch_folder()
+        scratch = make_scratch()
         self._scratch = scratch
         backends = prepare_backends(installation, scratch)
         read_end, write_end = (None, None) if self.detached else os.pipe()
@@ -173,12 +174,12 @@ class EmbeddedServer:
             "command": self._command(installation, scratch, backends),
             "set": {},
             "prepend": {
-                "PATH": [str(_interpreter_folder(scratch))],
+                "PATH": [str(interpreter_folder(scratch))],
                 "LD_LIBRARY_PATH": [str(installation.libpython.parent), str(installation.libraries)],
             },
             "lifeline": read_end,
             "grace_s": 2 * EXIT_TIMEOUT_S,
-            "shm_prefix": _shm_prefix(scratch),
+            "shm_prefix": shm_prefix(scratch),
             "scratch": str(scratch),
         }
         log = self.log_file or scratch / "triton.log"
@@ -202,10 +203,10 @@ class EmbeddedServer:
     def _command(self, installation: Installation, scratch: Path, backends: Path) -> list[str]:
         command = [
             str(installation.binary),
-            f"--model-repository={_safe_path(self.repository, scratch)}",
+            f"--model-repository={safe_path(self.repository, scratch)}",
             f"--backend-directory={backends}",
             f"--cache-directory={installation.caches}",
-            f"--backend-config=python,shm-region-prefix-name={_shm_prefix(scratch)}",
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix(scratch)}",
             "--disable-auto-complete-config",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             f"--http-address={self.host}",
@@ -218,8 +219,8 @@ class EmbeddedServer:
         if self.model_control == "explicit" or self.load is not None:
             command.append("--model-control-mode=explicit")
             command += [f"--load-model={name}" for name in self.load or ()]
-        if self.cache_bytes:
-            command.append(f"--cache-config=local,size={self.cache_bytes}")
+        if size := _default_cache_bytes(self.repository) if self.cache_bytes is None else self.cache_bytes:
+            command.append(f"--cache-config=local,size={size}")
         return [*command, *self.extra_args]
 
     def _wait_ready(self) -> None:
@@ -248,6 +249,34 @@ class EmbeddedServer:
             self._lifeline = None
 
 
+def check_repository(repository: Path, models: Sequence[str] = ()) -> None:
+    """RepositoryError unless it is a folder of models; InputError for one that it does not hold."""
+    if not repository.is_dir():
+        raise RepositoryError(
+            f"there is no model repository at {repository}",
+            found="a file" if repository.exists() else "nothing",
+            expected="a folder with one folder per model",
+            fix="tritongen build MODEL.onnx writes one",
+        )
+    known = sorted(path.name for path in repository.iterdir() if path.is_dir())
+    for name in known:
+        if not is_safe(name):
+            raise RepositoryError(
+                f"the model folder '{name}' in {repository} cannot be served",
+                found="characters that Triton would hand to a shell unquoted",
+                expected="letters, digits and _ . -",
+                fix="rename the folder, and the name in its config.pbtxt",
+            )
+    for name in models:
+        if name not in ("*", *known):
+            near = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                f"{repository} holds no model '{name}'",
+                found=", ".join(known) or "no models",
+                fix=f"did you mean '{near[0]}'?" if near else "name one of these",
+            )
+
+
 def stop_process(pid: int, timeout_s: float = 3.0 * EXIT_TIMEOUT_S) -> bool:
     """End the server whose supervisor is `pid`; False if it still runs after `timeout_s`."""
     with contextlib.suppress(ProcessLookupError):
@@ -261,80 +290,9 @@ def stop_process(pid: int, timeout_s: float = 3.0 * EXIT_TIMEOUT_S) -> bool:
     return True
 
 
-def prepare_backends(installation: Installation, scratch: Path) -> Path:
-    """A backend folder: the wheel's Python backend with the right stub, and tritongen's own backends.
-
-    Copies, because Triton refuses a library whose real path lies outside the backend folder.
-    """
-    backends = scratch / "backends"
-    python = backends / "python"
-    python.mkdir(parents=True)
-    for file in installation.python_backend.iterdir():
-        if file.is_file() and file.name != "triton_python_backend_utils.py":
-            shutil.copy(file, python)
-    shutil.copy(installation.stub, python)
-    utilities = (installation.python_backend / "triton_python_backend_utils.py").read_text()
-    (python / "triton_python_backend_utils.py").write_text(_module_path_lines() + utilities)
-    for model in BACKENDS.glob("*/model.py"):
-        (backends / model.parent.name).mkdir()
-        shutil.copy(model, backends / model.parent.name)
-    return backends
-
-
-def _module_path_lines() -> str:
-    """Python lines that let the stub import what this process can import.
-
-    The stub finds its packages through `python3` on PATH, and ignores PYTHONPATH. That is not enough where
-    packages do not belong to the interpreter's own prefix (conda, --target, PYTHONPATH, user site).
-    """
-    mine = [path for path in sys.path if Path(path).is_absolute() and Path(path).exists()]
-    return (
-        "import sys as _sys\n"
-        f"_known = [p for p in _sys.path if not p.endswith('-packages')]\n"
-        f"_mine = [p for p in {mine!r} if p not in _known]\n"
-        "_sys.path[:] = _known + _mine + [p for p in _sys.path if p not in _known + _mine]\n"
-    )
-
-
-def _scratch_folder() -> Path:
-    """A new folder with a path that bash takes unquoted, where programs may be executed."""
-    places = (tempfile.gettempdir(), "/tmp", "/var/tmp", str(Path.home()))  # noqa: S108
-    for place in places:
-        if _SAFE_PATH.fullmatch(place) and os.access(place, os.W_OK) and not _forbids_programs(place):
-            return Path(tempfile.mkdtemp(prefix="tritongen-serve-", dir=place))
-    raise RequirementError(
-        "there is no folder for the embedded Triton's own files",
-        found=f"none of {', '.join(places)} is writable, free of spaces and mounted without noexec",
-        fix="name such a folder: TMPDIR=/some/folder tritongen serve …",
-    )
-
-
-def _forbids_programs(place: str) -> bool:
-    return bool(os.statvfs(place).f_flag & os.ST_NOEXEC)
-
-
-def _safe_path(repository: Path, scratch: Path) -> Path:
-    resolved = repository.resolve()
-    if _SAFE_PATH.fullmatch(str(resolved)):
-        return resolved
-    link = scratch / "repository"
-    link.symlink_to(resolved)
-    return link
-
-
-def _interpreter_folder(scratch: Path) -> Path:
-    """A folder whose `python3` is the running interpreter."""
-    folder = Path(sys.executable).parent
-    if (folder / "python3").exists() and (folder / "python3").samefile(sys.executable):
-        return folder
-    link = scratch / "bin" / "python3"
-    link.parent.mkdir()
-    link.symlink_to(sys.executable)
-    return link.parent
-
-
-def _shm_prefix(scratch: Path) -> str:
-    return scratch.name.replace("-", "_") + "_"
+def _default_cache_bytes(repository: Path) -> int:
+    configs = (path.read_text(errors="replace") for path in repository.glob("*/config.pbtxt"))
+    return DEFAULT_CACHE_BYTES if any(map(_WANTS_CACHE.search, configs)) else 0
 
 
 def _dialled(host: str) -> str:

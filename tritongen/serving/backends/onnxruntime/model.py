@@ -7,13 +7,15 @@ equal shapes share one inference call. Triton's core applies `reshape` and check
 
 from __future__ import annotations
 
+# First, because tritongen's copy of it adds the packages that the stub does not find by itself.
+import triton_python_backend_utils as triton  # isort: skip
+
 import gc
 import json
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import triton_python_backend_utils as triton
 
 # Config type → (ONNX Runtime's name for it, NumPy dtype). The stub's as_numpy() has no TYPE_BF16.
 TYPES = {

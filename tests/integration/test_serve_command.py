@@ -1,0 +1,195 @@
+"""`tritongen serve` and `tritongen stop` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.serving_models import small_repository
+from tritongen.serving.control import connect
+from tritongen.serving.registry import RunningServer, find_server, running_servers
+
+pytestmark = pytest.mark.server
+
+FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Mapping[str, str]:
+    return {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state state")}
+
+
+@pytest.fixture
+def state(environment: Mapping[str, str]) -> Path:
+    return Path(environment["XDG_STATE_HOME"]) / "tritongen"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return small_repository(tmp_path / "model_repository")
+
+
+@pytest.fixture
+def served(repository: Path, environment: Mapping[str, str]) -> Iterator[subprocess.CompletedProcess[str]]:
+    yield _tritongen(["serve", str(repository), "--background", *FREE_PORTS], environment)
+    _tritongen(["stop", "--all"], environment)
+
+
+def _tritongen(
+    arguments: list[str], environment: Mapping[str, str], folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tritongen", *arguments],
+        env=dict(environment),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def _foreground(repository: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A foreground server that has said that it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tritongen", "serve", str(repository), *FREE_PORTS],
+        env=dict(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Ctrl-C"):
+            return process
+    assert process.stderr is not None
+    pytest.fail(f"it did not become ready: {process.stderr.read()}")
+
+
+def test_background_serves_until_it_is_stopped(
+    served: subprocess.CompletedProcess[str],
+    repository: Path,
+    environment: Mapping[str, str],
+    state: Path,
+) -> None:
+    assert served.returncode == 0, served.stderr
+    server = find_server(state, repository)
+    assert server is not None
+    assert server.background
+    assert server.http_url in served.stdout
+    assert f"tritongen loadtest relu --rate 50 --p99-ms 50 --url {server.http_url}" in served.stdout
+    assert connect(server.http_url).is_ready("relu")
+    assert server.log_file is not None
+    assert "Started HTTPService" in Path(server.log_file).read_text()
+    assert not list(repository.glob(".*"))  # nothing that Triton would take for a model
+
+    second = _tritongen(["serve", str(repository), *FREE_PORTS], environment)
+    assert second.returncode == 1
+    assert "is being served already" in second.stderr
+    assert f"PID {server.pid}" in second.stderr
+
+    # Found without a name: it is ./model_repository.
+    stopped = _tritongen(["stop"], environment, repository.parent)
+    assert stopped.returncode == 0
+    assert "stopped the server of" in stopped.stdout
+    assert not connect(server.http_url).is_live()
+    assert running_servers(state) == []
+
+    again = _tritongen(["stop"], environment)
+    assert (again.returncode, again.stdout) == (0, "no server runs\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_foreground_ends_cleanly(
+    repository: Path, environment: Mapping[str, str], state: Path, number: int
+) -> None:
+    with _foreground(repository, environment) as process:
+        (server,) = running_servers(state)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stdout.endswith("stopped\n")
+    assert "Traceback" not in stderr
+    assert not server.alive
+    assert running_servers(state) == []
+
+
+def test_stop_ends_a_foreground_server(repository: Path, environment: Mapping[str, str]) -> None:
+    with _foreground(repository, environment) as process:
+        assert _tritongen(["stop", str(repository)], environment).returncode == 0
+        stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stdout.endswith("stopped\n")
+
+
+def test_a_killed_foreground_leaves_no_server(
+    repository: Path, environment: Mapping[str, str], state: Path
+) -> None:
+    with _foreground(repository, environment) as process:
+        (server,) = running_servers(state)
+        process.kill()
+    _wait_for_end(server)
+    assert running_servers(state) == []
+    assert not connect(server.http_url).is_live()
+
+
+def test_a_server_that_dies_is_reported(
+    repository: Path, environment: Mapping[str, str], state: Path
+) -> None:
+    with _foreground(repository, environment) as process:
+        (server,) = running_servers(state)
+        (triton,) = _children(server.pid)
+        os.kill(triton, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert "Triton ended by itself (exit code 137)" in stderr
+
+
+def test_a_model_by_name(repository: Path, environment: Mapping[str, str], tmp_path: Path) -> None:
+    (repository / "broken").mkdir()
+    log = tmp_path / "triton.log"
+    broken = _tritongen(["serve", str(repository), *FREE_PORTS, "--log-file", str(log)], environment)
+    assert broken.returncode == 5
+    assert "cannot serve model 'broken'" in broken.stderr
+    assert str(log) in broken.stderr
+    assert log.stat().st_size
+
+    chosen = _tritongen(
+        ["serve", str(repository), "--background", "--model", "relu", *FREE_PORTS], environment
+    )
+    assert chosen.returncode == 0, chosen.stderr
+    assert _tritongen(["stop"], environment).returncode == 0
+
+    unknown = _tritongen(["serve", str(repository), "--model", "relo", *FREE_PORTS], environment)
+    assert unknown.returncode == 2
+    assert "holds no model 'relo'" in unknown.stderr
+    assert "did you mean 'relu'?" in unknown.stderr
+
+
+def test_doctor_says_that_this_machine_works(environment: Mapping[str, str]) -> None:
+    done = _tritongen(["doctor", "--json"], environment)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["works"]
+    assert {check["state"] for check in report["checks"]} <= {"ok", "warning", "absent"}
+    assert _tritongen(["doctor"], environment).stdout.endswith("work on this machine\n")
+
+
+def _wait_for_end(server: RunningServer) -> None:
+    for _ in range(600):
+        if not server.alive:
+            return
+        signal.sigtimedwait([], 0.05)
+    pytest.fail("the server still runs")
+
+
+def _children(parent: int) -> list[int]:
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    return [int(s.split()[0]) for s in stats if s.rpartition(")")[2].split()[1] == str(parent)]
