@@ -88,7 +88,7 @@ def check_platform() -> None:
 
 def python_version() -> str:
     """Major and minor of the running Python ("3.11")."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
+    return ".".join(map(str, sys.version_info[:2]))
 
 
 def glibc_version() -> tuple[int, int] | None:

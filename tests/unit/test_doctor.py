@@ -1,0 +1,93 @@
+"""The doctor sees what is there, and names the command for what is not."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tritongen.doctor import SHM, Check, examine, road_works
+from tritongen.errors import RequirementError
+from tritongen.serving import installation
+
+
+def test_looks_at_everything_and_raises_nothing() -> None:
+    checks = {check.name: check for check in examine()}
+    assert {"Python", "venv", "onnxruntime", "C library", "libpython", "tritonserver"} <= checks.keys()
+    assert {
+        "port 8000",
+        "port 8001",
+        "port 8002",
+        SHM,
+        "disk",
+        "GPU",
+        "TensorRT",
+        "Docker",
+    } <= checks.keys()
+    assert checks["onnxruntime"].state == "ok"
+    assert all(check.fix for check in checks.values() if check.state == "missing")
+
+
+@pytest.mark.parametrize(
+    ("state", "works"), [("ok", True), ("warning", True), ("absent", True), ("missing", False)]
+)
+def test_only_a_missing_piece_blocks_the_road(state: str, works: bool) -> None:
+    check = Check("x", state, "", "")  # type: ignore[arg-type]
+    assert road_works([check]) is works
+
+
+def test_a_taken_port_is_a_warning() -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 8000))
+            taken.listen()
+        except OSError:
+            pass  # somebody else has it: as good for this test
+        check = next(check for check in examine() if check.name == "port 8000")
+    assert check.state == "warning"
+    assert check.found.startswith("held by")
+    assert check.fix == "tritongen serve --http-port 0"
+
+
+def test_without_the_wheel_the_extra_is_named() -> None:
+    """In an interpreter that sees the base libraries' folder names only: an empty environment."""
+    program = (
+        f"import sys; sys.path.append({str(Path(installation.__file__).parents[2])!r})\n"
+        "from tritongen.doctor import examine, road_works\n"
+        "checks = examine()\n"
+        "print(*(f'{c.name}|{c.state}|{c.fix}' for c in checks), sep='\\n')\n"
+        "print(road_works(checks))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "onnxruntime|missing|pip install tritongen" in lines
+    if sys.version_info[:2] in installation.SUPPORTED_PYTHONS:
+        assert "tritonserver|missing|pip install 'tritongen[serve]'" in lines
+    assert lines[-1] == "False"
+
+
+def test_another_python_has_no_embedded_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0, "final", 0))
+    with pytest.raises(RequirementError, match="no wheel for this Python"):
+        installation.check_platform()
+
+
+def test_an_old_c_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.confstr", lambda _name: "glibc 2.34")
+    with pytest.raises(RequirementError, match="newer C library") as caught:
+        installation.check_platform()
+    assert caught.value.found == "glibc 2.34"
+
+
+def test_libpython_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "python_version", lambda: "3.99")
+    with pytest.raises(RequirementError, match=r"needs libpython3\.99\.so\.1\.0") as caught:
+        installation.find_libpython()
+    assert caught.value.fix == "apt-get install libpython3.99"

@@ -1,0 +1,288 @@
+"""What the serving room knows without a server: statistics, the registry, ports, logs, wrong addresses."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tritongen.errors import InputError, RequirementError, ServerError
+from tritongen.serving.control import connect, read_metrics
+from tritongen.serving.diagnosis import cause_of_failure, model_failures
+from tritongen.serving.ports import check_port, free_ports, holder
+from tritongen.serving.registry import (
+    RunningServer,
+    choose_server,
+    find_server,
+    forget,
+    process_identity,
+    record_path,
+    register,
+    running_servers,
+    state_folder,
+)
+from tritongen.serving.scratch import interpreter_folder, safe_path
+from tritongen.serving.statistics import ModelStatistics, Timing
+
+STATISTICS = {
+    "name": "m",
+    "version": "2",
+    "inference_count": 40,
+    "execution_count": 10,
+    "inference_stats": {
+        "success": {"count": 20, "ns": 4_000_000},
+        "queue": {"count": 20, "ns": 1_000_000},
+        "compute_infer": {"count": 20, "ns": 2_000_000},
+    },
+    "batch_stats": [
+        {"batch_size": 2, "compute_infer": {"count": 4, "ns": 300}},
+        {"batch_size": 8, "compute_infer": {"count": 6, "ns": 900}},
+    ],
+}
+
+
+class TestStatistics:
+    def test_reads_what_triton_sends(self) -> None:
+        read = ModelStatistics.from_json(STATISTICS)
+        assert read.mean_batch == 4
+        assert read.success == Timing(20, 4_000_000)
+        assert read.success.mean_ms == 0.2
+        assert read.fail == Timing()
+        assert [batch.batch_size for batch in read.batches] == [2, 8]
+
+    def test_the_difference_is_what_happened_in_between(self) -> None:
+        later = ModelStatistics.from_json(STATISTICS)
+        earlier = replace(
+            later,
+            inference_count=32,
+            execution_count=9,
+            success=Timing(19, 3_000_000),
+            batches=(later.batches[0], replace(later.batches[1], compute_infer=Timing(5, 700))),
+        )
+        between = later - earlier
+        assert (between.inference_count, between.execution_count, between.mean_batch) == (8, 1, 8)
+        assert between.success == Timing(1, 1_000_000)
+        assert between.queue == Timing()
+        assert [(b.batch_size, b.compute_infer) for b in between.batches] == [(8, Timing(1, 200))]
+
+    def test_a_model_that_was_loaded_again_counts_from_its_load(self) -> None:
+        reloaded = ModelStatistics.from_json({"name": "m", "version": "2", "inference_count": 3})
+        assert reloaded - ModelStatistics.from_json(STATISTICS) == reloaded
+
+    def test_nothing_happened(self) -> None:
+        idle = ModelStatistics.from_json({"name": "m"})
+        assert idle.mean_batch == 0
+        assert idle.success.mean_ms == 0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> RunningServer:
+    """This test's own process, as if it were a server."""
+    return RunningServer(
+        repository=str(tmp_path / "model_repository"),
+        pid=os.getpid(),
+        process=process_identity(os.getpid()),
+        http_url="http://127.0.0.1:1",
+        grpc_url="grpc://127.0.0.1:2",
+        metrics_url="http://127.0.0.1:3/metrics",
+        log_file=None,
+        background=True,
+    )
+
+
+class TestRegistry:
+    def test_remembers_and_forgets(self, tmp_path: Path, server: RunningServer) -> None:
+        assert running_servers(tmp_path) == []
+        register(tmp_path, server)
+        assert find_server(tmp_path, Path(server.repository)) == server
+        assert find_server(tmp_path, tmp_path / "other") is None
+        forget(tmp_path, Path(server.repository))
+        assert running_servers(tmp_path) == []
+
+    def test_a_process_with_a_recycled_pid_is_not_the_server(
+        self, tmp_path: Path, server: RunningServer
+    ) -> None:
+        register(tmp_path, replace(server, process="an earlier boot:17"))
+        assert running_servers(tmp_path) == []
+        assert not record_path(tmp_path, Path(server.repository)).exists()
+
+    def test_a_process_that_ended_is_not_the_server(self, tmp_path: Path, server: RunningServer) -> None:
+        child = subprocess.Popen([sys.executable, "-c", ""])
+        identity = process_identity(child.pid)
+        child.wait()
+        assert identity
+        register(tmp_path, replace(server, pid=child.pid, process=identity))
+        assert running_servers(tmp_path) == []
+
+    @pytest.mark.parametrize("content", ["", "{}", "[]", "{nope", '{"schema": "tritongen/server/9"}'])
+    def test_a_record_that_cannot_be_read_is_dropped(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "servers").mkdir()
+        (tmp_path / "servers" / "x.json").write_text(content)
+        assert running_servers(tmp_path) == []
+        assert not list((tmp_path / "servers").iterdir())
+
+    def test_chooses_the_one_that_is_meant(
+        self, tmp_path: Path, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert choose_server(tmp_path, None) is None
+        other = replace(server, repository=str(tmp_path / "other"))
+        register(tmp_path, other)
+        assert choose_server(tmp_path, None) == other
+        register(tmp_path, server)
+        with pytest.raises(ServerError, match="several servers run"):
+            choose_server(tmp_path, None)
+        monkeypatch.chdir(tmp_path)
+        assert choose_server(tmp_path, None) == server
+        assert choose_server(tmp_path, Path("other")) == other
+
+    def test_the_state_folder(self, tmp_path: Path) -> None:
+        assert state_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/tritongen")
+        assert state_folder({"HOME": str(tmp_path)}) == tmp_path / ".local/state/tritongen"
+        assert state_folder({}).name == f"tritongen-{os.getuid()}"
+
+
+class TestPorts:
+    def test_free_ports_differ_and_are_free(self) -> None:
+        ports = free_ports(3)
+        assert len(set(ports)) == 3
+        for port in ports:
+            check_port(port, "127.0.0.1", "--http-port")
+            assert holder(port) is None
+
+    def test_a_taken_port_names_its_holder(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(RequirementError, match=f"port {port} is taken") as caught:
+                check_port(port, "127.0.0.1", "--grpc-port")
+        assert f"PID {os.getpid()} (" in str(caught.value.found)
+        assert "--grpc-port" in str(caught.value.fix)
+
+    def test_an_address_of_another_machine(self) -> None:
+        with pytest.raises(InputError, match=r"cannot listen on 192\.0\.2\.1:8000"):
+            check_port(8000, "192.0.2.1", "--http-port")
+
+
+class TestPaths:
+    def test_a_path_with_spaces_is_linked(self, tmp_path: Path) -> None:
+        plain, spaced = tmp_path / "plain", tmp_path / "with space; rm"
+        plain.mkdir()
+        spaced.mkdir()
+        assert safe_path(plain, tmp_path) == plain.resolve()
+        assert safe_path(spaced, tmp_path) == tmp_path / "repository"
+        assert (tmp_path / "repository").resolve() == spaced.resolve()
+
+    def test_python3_is_the_running_interpreter(self, tmp_path: Path) -> None:
+        python3 = interpreter_folder(tmp_path) / "python3"
+        code = "import sys; print(sys.version_info[:2])"
+        shown = subprocess.run([python3, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert shown.strip() == str(tuple(sys.version_info[:2]))
+
+
+LOG = r"""
+E1122 12:53:41.555183 15375 model_lifecycle.cc:642] "failed to load 'a' version 1: Internal: TritonModelException: config.pbtxt says \"X\"\n\nAt:\n  /tmp/model.py(277): fail\n"
+E1122 12:53:41.555183 15375 model_lifecycle.cc:642] "failed to load 'a' version 2: Internal: TritonModelException: something later"
+E1122 12:53:41.555183 15375 model_lifecycle.cc:642] "failed to load 'b' version 1: Internal: Stub process 'b_0_0' is not healthy."
+/tmp/stub: error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file
+E1122 12:53:54.359631 15817 model_repository_manager.cc:1460] "Poll failed for model directory 'c': failed to open text file for read /r/c/config.pbtxt: No such file or directory"
+error: creating server: Internal - failed to load all models
+"""  # noqa: E501
+
+
+class TestDiagnosis:
+    def test_each_model_with_its_first_cause(self) -> None:
+        failures = model_failures(LOG)
+        assert failures["a"] == 'config.pbtxt says "X"'
+        assert "libpython3.11.so.1.0" in failures["b"]
+        assert failures["c"] == "there is no config.pbtxt"
+        error = cause_of_failure(LOG, 1, Path("repo"), None)
+        assert "models 'a', 'b', 'c'" in error.message
+        assert error.exit_code == 5
+
+    def test_a_server_that_was_killed(self) -> None:
+        assert "memory" in str(cause_of_failure("", 137, Path("repo"), None))
+
+    def test_a_server_that_cannot_start(self) -> None:
+        log = "tritonserver: error while loading shared libraries: libdcgm.so.3: cannot open\n"
+        error = cause_of_failure(log, 127, Path("repo"), Path("triton.log"))
+        assert "libdcgm" in str(error.found)
+        assert "triton.log" in str(error.fix)
+
+    def test_an_empty_log(self) -> None:
+        assert cause_of_failure("", 1, Path("repo"), None).found == "an empty log"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """A web server that is no inference server."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path.startswith("/v2/health") or self.path == "/v2" else 404)
+        self.end_headers()
+        self.wfile.write(b"<html>hello</html>")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def web_server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class TestWrongAddresses:
+    @pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:port", ""])
+    def test_no_address(self, url: str) -> None:
+        with pytest.raises(InputError, match="is not the address of a server"):
+            connect(url)
+
+    @pytest.mark.parametrize("scheme", ["http", "grpc"])
+    def test_nobody_listens(self, scheme: str) -> None:
+        (port,) = free_ports(1)
+        control = connect(f"{scheme}://127.0.0.1:{port}", timeout_s=5)
+        assert not control.is_live()
+        assert not control.is_ready("m")
+        with pytest.raises(ServerError, match=f"no server listens at {scheme}://127.0.0.1:{port}"):
+            control.check_ready("m")
+        with pytest.raises(ServerError, match="no server listens"):
+            control.wait_ready("m", timeout_s=0.1)
+
+    def test_somebody_who_never_answers(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"127.0.0.1:{silent.getsockname()[1]}"
+            with pytest.raises(ServerError, match="did not answer in time"):
+                connect(url, timeout_s=0.2).server_metadata()
+
+    def test_a_web_server(self, web_server: str) -> None:
+        control = connect(web_server)
+        with pytest.raises(ServerError, match="does not speak the KServe v2 protocol"):
+            control.server_metadata()
+        with pytest.raises(ServerError, match="no model 'm'"):
+            control.model_metadata("m")
+        with pytest.raises(ServerError, match="HTTP status 404"):
+            read_metrics(f"{web_server}/metrics")
+
+    def test_an_unknown_host(self) -> None:
+        with pytest.raises(ServerError, match=r"is unknown|cannot be reached"):
+            connect("http://host.invalid:8000", timeout_s=5).check_ready()
+
+
+def test_the_record_is_plain_json(tmp_path: Path, server: RunningServer) -> None:
+    register(tmp_path, server)
+    content = json.loads(record_path(tmp_path, Path(server.repository)).read_text())
+    assert content["schema"] == "tritongen/server/1"
+    assert content["http_url"] == server.http_url
