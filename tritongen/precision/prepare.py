@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.inliner
+import onnx.shape_inference
+import onnx.version_converter
 
 from tritongen.errors import BuildError, ModelError
 
