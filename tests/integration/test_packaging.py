@@ -16,6 +16,7 @@ import pytest
 from tests import models
 
 CHECKOUT = Path(__file__).parents[2]
+PORTS = tuple(part for name in ("http", "grpc", "metrics") for part in (f"--{name}-port", "0"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def beside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel alone in a new environment; its dependencies come from this one, the checkout does not."""
     home = tmp_path_factory.mktemp("beside")
     python = _environment(home)
-    _run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
+    _run(*_pip(python), "install", "--quiet", "--no-deps", "--no-index", wheel)
     # A path file is not followed into the folders that it names, so the editable install stays out of sight.
     site = _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
     folders = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
@@ -71,11 +72,33 @@ def test_road_from_another_folder(beside: Path, tmp_path: Path) -> None:
     _init_build_verify(beside / "tritongen", tmp_path)
 
 
+@pytest.mark.server
+def test_serve_and_load_test_from_another_folder(
+    beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """build → serve → loadtest → stop with the installed wheel: its backends and templates are found."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    tritongen = beside / "tritongen"
+    models.save(models.relu(), tmp_path / "model.onnx")
+    _run(tritongen, "build", "model.onnx", "--max-batch-size", "2", cwd=tmp_path)
+    _run(tritongen, "serve", "--background", *PORTS, cwd=tmp_path)
+    try:
+        (record,) = (tmp_path / "state").rglob("servers/*.json")
+        url = json.loads(record.read_text())["http_url"]
+        report = tmp_path / "report.json"
+        command = ("loadtest", "model", "--url", url, "--rate", "20", "--duration", "3s", "--json", report)
+        done = _run(tritongen, *command, cwd=tmp_path, check=False)
+        assert done.returncode in {0, 4}, done.stderr
+        assert json.loads(report.read_text())["schema"].startswith("tritongen/")
+    finally:
+        _run(tritongen, "stop", cwd=tmp_path)
+
+
 @pytest.mark.slow
 def test_road_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     """The base alone, with the dependencies that the index gives today: no extra is needed to build."""
     python = _environment(tmp_path / "environment")
-    done = _run(python, "-m", "pip", "install", "--quiet", "--no-compile", wheel, check=False)
+    done = _run(*_pip(python), "install", "--quiet", "--no-compile", wheel, check=False)
     if done.returncode != 0 and "No matching distribution found" in done.stderr:
         pytest.skip(f"no package index: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
@@ -96,9 +119,13 @@ def _init_build_verify(tritongen: Path, folder: Path) -> None:
 
 
 def _environment(home: Path) -> Path:
-    """A new virtual environment's Python."""
-    _run(sys.executable, "-m", "venv", home)
+    """A new virtual environment's Python; without pip of its own, which takes longest."""
+    _run(sys.executable, "-m", "venv", "--without-pip", home)
     return home / "bin" / "python"
+
+
+def _pip(python: Path) -> tuple[Path | str, ...]:
+    return (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
 
 
 def _run(
