@@ -41,7 +41,12 @@ _MODEL_FLAGS: dict[str, tuple[str, ...]] = {
 _MERGED = ("shapes", "ranges")
 """Flags that add to a mapping of the spec instead of replacing it."""
 
-_SPELLING = {"shapes": "--shape", "ranges": "--range", "keep_versions": "--keep"}
+_SPELLING = {
+    "shapes": "--shape",
+    "ranges": "--range",
+    "keep_versions": "--keep",
+    "accuracy_metric": "--metric",
+}
 
 
 def apply(spec: Spec, model: str | None, flags: dict[str, Any]) -> Spec:
