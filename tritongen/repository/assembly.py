@@ -95,6 +95,8 @@ class Assembly:
 
     def _served(self, file: Path) -> ServedTensors | None:
         """Shapes as the serving engine sees them, where it can be asked on this machine."""
+        if self.model.traits.inputs:
+            return ServedTensors(self.model.traits.inputs, self.model.traits.outputs)
         if self.model.traits.backend != "onnxruntime":
             return None
         parsed = parse(f"optimization {{ {self.model.traits.optimization} }}", "the engine's settings")
@@ -155,8 +157,8 @@ class Assembly:
                 expected=f"{artifact.digest[:16]}…",
                 fix=f"remove {candidate.folder} and build again",
             )
-        if filename.endswith(".onnx"):
-            self._fit(f"{version}/{filename}")
+        if filename.endswith(".onnx") and self.model.spec.target is not None:
+            self._fit(f"{version}/{filename}")  # without a target: this environment, which just opened it
 
     def _fit(self, path: str) -> None:
         """See to it that the target reads an ONNX file, by the IR version's number alone."""
@@ -247,9 +249,11 @@ class Assembly:
     ) -> Manifest:
         model, trial, graph = self.model, self.model.winner.trial, self.model.graph
         artifact = _artifact(model.winner)
-        ir_version, opsets = onnx_versions(
-            self.contents.folder / str(versions[0].version) / model.traits.filename
-        )
+        ir_version, opsets = graph.ir_version, graph.opsets
+        if model.traits.filename.endswith(".onnx"):
+            ir_version, opsets = onnx_versions(
+                self.contents.folder / str(versions[0].version) / model.traits.filename
+            )
         same = self._unchanged(versions[0].artifact_digest)
         return Manifest(
             name=model.name,

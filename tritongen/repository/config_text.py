@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritongen.errors import RepositoryError, SpecError
 
 if TYPE_CHECKING:
+    import jinja2
+
     from tritongen.repository.model_config import ModelConfig
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -42,14 +45,7 @@ def render(config: ModelConfig, template: Path | None = None) -> str:
     import jinja2
 
     path = template or default_template()
-    # Not HTML: values go through the `quote` filter instead.
-    environment = jinja2.Environment(  # noqa: S701
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.FileSystemLoader(path.parent),
-        trim_blocks=False,
-        keep_trailing_newline=False,
-    )
-    environment.filters["quote"] = quote
+    environment = _environment(path.parent)
     try:
         text = environment.get_template(path.name).render(config=config)
     except jinja2.TemplateNotFound as error:
@@ -63,6 +59,19 @@ def render(config: ModelConfig, template: Path | None = None) -> str:
     except (jinja2.TemplateError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise _template_error(path, _template_line(error, path), error) from error
     return text.strip() + "\n"
+
+
+@functools.cache
+def _environment(folder: Path) -> jinja2.Environment:
+    """One per folder of templates, as compiling ours takes longer than all else in writing a small model."""
+    import jinja2
+
+    # Not HTML: values go through the `quote` filter instead.
+    environment = jinja2.Environment(  # noqa: S701
+        undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(folder)
+    )
+    environment.filters["quote"] = quote
+    return environment
 
 
 def default_template() -> Path:

@@ -58,6 +58,8 @@ class InstanceGroup:
 
     count: int
     kind: str
+    profiles: tuple[str, ...] = ()
+    """Optimization profiles that each instance uses (TensorRT); empty: the only one."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ def make_model_config(
         max_batch_size=max_batch_size,
         inputs=tuple(tensor_config(spec, batching=batching) for spec in tensors.inputs),
         outputs=tuple(tensor_config(spec, batching=batching) for spec in tensors.outputs),
-        instance_groups=(InstanceGroup(serving.instances or selection.instances, traits.instance_kind),),
+        instance_groups=(
+            InstanceGroup(serving.instances or selection.instances, traits.instance_kind, traits.profiles),
+        ),
         dynamic_batching=_dynamic_batching(name, serving, max_batch_size),
         warmups=warmups,
         warmup_files=files,

@@ -145,8 +145,8 @@ def _digests(folder: Path, manifest: Manifest) -> Iterator[Finding]:
             yield Finding(
                 name,
                 "digest",
-                f"{path} is not what was built: SHA-256 {found.digest[:12]}…, and {entry.digest[:12]}… in the "
-                "manifest",
+                f"{path} is not what was built: SHA-256 {found.digest[:12]}…, and {entry.digest[:12]}… in "
+                "the manifest",
                 f"accuracy and speed were measured with another {'configuration' if is_config else 'file'}",
                 _HAND_EDITED if is_config else _REBUILD,
             )
