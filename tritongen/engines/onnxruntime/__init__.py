@@ -138,7 +138,7 @@ class OnnxRuntimeEngine:
 def external_files(model: Path) -> list[str]:
     """The external data files of an ONNX file, relative to its folder; ModelError if one lies outside."""
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     try:
