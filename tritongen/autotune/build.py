@@ -147,6 +147,8 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     preparation = stages.prepare_model(setting)
     graph = jobs.prepared_graph(spec, preparation)
     largest = stages.largest_batch(spec, batched=graph.batched)
+    inputs = jobs.resolved_inputs(graph, preparation)
+    engine = engine.with_shapes(inputs, largest)
     space = search_space(
         engine,
         graph,
@@ -173,7 +175,6 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     write_record(setting.run.selection, selection)
     events(Event("select", "finished", f"{selection.winner}: {selection.reason}", name))
     by_id = {trial.candidate.id: trial for trial in trials}
-    inputs = jobs.resolved_inputs(graph, preparation)
     return SelectedModel(name, spec, graph, inputs, selection, by_id, engine, setting.run), preparation
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tritongen.errors import BuildError, SpecError
-from tritongen.precision.recipe import Recipe
+from tritongen.precision.recipe import Int8Recipe, Recipe
 from tritongen.runs.records import Candidate, Options
 from tritongen.spec import Precision
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tritongen.engines import Engine
     from tritongen.graph import Graph
 
-RANGE_METHODS = ("minmax", "percentile", "entropy", "mse")
-"""How activation ranges are chosen; none wins everywhere, so all four are candidates."""
+RANGE_METHODS = Int8Recipe.methods
+"""How activation ranges are chosen; none wins everywhere, so all four are candidates by default."""
 
 RECIPE, RANGES = "recipe", "ranges"
 """Options that say how the graph is rewritten; all others are the engine's build options."""
@@ -77,7 +77,7 @@ def _of_precision(engine: Engine, graph: Graph, precision: Precision) -> list[Ca
     rewrites: list[Options] = [
         _rewrite(recipe, method)
         for recipe in engine.recipes(precision)
-        for method in (RANGE_METHODS if precision is Precision.INT8 else (None,))
+        for method in (recipe.methods if isinstance(recipe, Int8Recipe) else (None,))
     ] or [{}]
     builds = list(engine.build_options(precision, graph)) or [{}]
     return [

@@ -246,7 +246,8 @@ def _opened(stack: ExitStack, runner: Runner, largest: Tensors) -> tuple[Runner,
     stack.enter_context(runner)
     runner.prepare(largest)
     runner.step()
-    return runner, max(0, resident_bytes() - before)
+    on_device: int | None = getattr(runner, "device_bytes", None)
+    return runner, max(0, resident_bytes() - before) if on_device is None else on_device
 
 
 @contextmanager

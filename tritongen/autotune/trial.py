@@ -113,7 +113,7 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
     if not isinstance(recipe, Int8Recipe):
         raise BuildError(f"recipe '{recipe.name}' cannot be applied by this version of tritongen")
     from tritongen.autotune.calibrate import calibrate
-    from tritongen.precision.int8 import quantize
+    from tritongen.precision.int8 import quantize, write_ranges
 
     if job.spec.data.calibration is None:
         raise BuildError("INT8 needs calibration data", fix="add --calibration-data")
@@ -128,7 +128,11 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
     for warning in calibration.warnings:
         events(Event("calibrate", "warning", warning))
     events(Event("trial", "progress", "quantizing"))
-    quantize(graph.path, calibration.by(str(job.candidate.options[RANGES])), recipe, out)
+    ranges = calibration.by(str(job.candidate.options[RANGES]))
+    if recipe.implicit:
+        write_ranges(graph.path, ranges, recipe, out)
+    else:
+        quantize(graph.path, ranges, recipe, out)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 
 from tritongen.errors import BuildError, ModelError
+from tritongen.files import write_text
 from tritongen.precision.calibration import Range
 from tritongen.precision.prepare import is_prepared, load, opset_of, prepare, save
 from tritongen.precision.recipe import Int8Recipe
@@ -95,8 +97,22 @@ def prepared(model: Path, recipe: Int8Recipe, beside: Path | None = None) -> Ite
         yield prepare(model, Path(folder) / "prepared.onnx", min_opset=recipe.min_opset)
 
 
+def write_ranges(model: Path, ranges: Mapping[str, Range], recipe: Int8Recipe, out: Path) -> Path:
+    """For an implicit recipe: the prepared model at `out`, and beside it its tensors' ranges as JSON."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with prepared(model, recipe, beside=out) as ready:
+        save(load(ready), out)
+    path = out.with_suffix(".ranges.json")
+    write_text(
+        path, json.dumps({"ranges": {name: list(extent) for name, extent in ranges.items()}}, indent=1)
+    )
+    return path
+
+
 def place(proto: Any, recipe: Int8Recipe, name: str, ranges: Mapping[str, Range] | None = None) -> Placement:
     """Choose nodes and activations by the recipe; with `ranges`, only nodes whose activations have one."""
+    if recipe.implicit:
+        return _place_everywhere(proto)
     graph = proto.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     floats = _float_activations(graph)
@@ -124,6 +140,16 @@ def place(proto: Any, recipe: Int8Recipe, name: str, ranges: Mapping[str, Range]
     _refuse_nothing(proto, recipe, operators, left, name)
     notes = tuple(f"{count} × {reason}" for reason, count in sorted(left.items()))
     return Placement(tuple(nodes), dict(operators), tuple(activations), notes + _subgraph_note(graph))
+
+
+def _place_everywhere(proto: Any) -> Placement:
+    """Every floating-point activation, for an engine that chooses the nodes itself."""
+    graph = proto.graph
+    floats = _float_activations(graph)
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value.name for value in graph.input if value.name in floats - constants]
+    inner = [output for node in graph.node for output in node.output if output in floats]
+    return Placement((), {}, tuple(dict.fromkeys(inputs + inner)), ())
 
 
 def _reason_to_skip(

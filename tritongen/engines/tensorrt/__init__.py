@@ -22,7 +22,7 @@ from tritongen.engines.tensorrt.profiles import (
     to_text,
     wide_profile,
 )
-from tritongen.engines.tensorrt.recipes import int8_recipes
+from tritongen.engines.tensorrt.recipes import implicit_recipe, int8_recipes
 from tritongen.engines.tensorrt.runner import TensorRTRunner
 from tritongen.engines.tensorrt.serving import optimization_text
 from tritongen.errors import BuildError, RequirementError
@@ -83,8 +83,11 @@ class TensorRTEngine:
         return (Precision.FP32, Precision.FP16, Precision.INT8) if weak else (Precision.FP32, Precision.INT8)
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
-        """The Q/DQ placements for INT8; the other precisions are builder flags."""
-        return int8_recipes() if precision is Precision.INT8 else ()
+        """For INT8 the Q/DQ placements and, where the version has it, implicit ranges; else builder flags."""
+        if precision is not Precision.INT8:
+            return ()
+        implicit = api.features(api.load()).implicit_int8
+        return (*int8_recipes(), implicit_recipe()) if implicit else int8_recipes()
 
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002
         """Profiles tuned for batch 1 and for the largest batch; without known sizes none."""

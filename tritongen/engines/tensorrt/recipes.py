@@ -23,6 +23,11 @@ def int8_recipes() -> Sequence[Int8Recipe]:
             operators=_OPERATORS,
             weights_as_pairs=True,
             fused_adds=True,
-            min_channels=3,
+            methods=("minmax", "entropy"),
         ),
     )
+
+
+def implicit_recipe() -> Int8Recipe:
+    """Ranges for every tensor and no Q/DQ nodes: the builder chooses the layers (8.6 and 10)."""
+    return Int8Recipe(name="implicit", operators=(), implicit=True, methods=("minmax", "entropy"))
