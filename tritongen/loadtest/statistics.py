@@ -15,7 +15,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from tritongen.loadtest.distributions import beta_quantile, normal_quantile, student_t_quantile
+from tritongen.loadtest.distributions import beta_cdf, beta_quantile, normal_quantile, student_t_quantile
 
 Values = NDArray[np.float64]
 
@@ -25,6 +25,8 @@ BATCHES = 32
 """K, the number of equal consecutive batches."""
 FIRST_LOOK = 2500
 """The first look, and so the fewest requests that are judged; each later look has twice as many."""
+MOST_REQUESTS = 10**9
+"""Beyond this nobody runs a test."""
 _REFERENCE_PERCENTS = (80.0, 90.0, 95.0)
 AUTOCORRELATION_Z = 1.28
 _TREND_Z = 3.3
@@ -62,8 +64,6 @@ class ShareJudgement:
     """Lag 1, of the batch means; a large one means that batches are too short to be independent."""
     alpha: float
     reason: str
-    requests_needed: int | None = None
-    """About how many requests would decide it, if they go on like these; None if that cannot be told."""
 
 
 def percentile(values: Values, percent: float) -> float:
@@ -98,9 +98,8 @@ def batch_shares(over: NDArray[np.bool_]) -> Values:
 
 def design_effect(values: Values, threshold: float, over: NDArray[np.bool_] | None = None) -> float:
     """max(1, (n/K)·s²/(p(1-p))) over the threshold and P80, P90, P95: defined even if nothing is over."""
-    effects = [1.0, _effect(values > threshold if over is None else over)]
-    effects += [_effect(values > percentile(values, percent)) for percent in _REFERENCE_PERCENTS]
-    return max(effects)
+    own = _effect(values > threshold if over is None else over)
+    return max(1.0, own, *(_effect(values > percentile(values, percent)) for percent in _REFERENCE_PERCENTS))
 
 
 def _effect(over: NDArray[np.bool_]) -> float:
@@ -113,13 +112,18 @@ def _effect(over: NDArray[np.bool_]) -> float:
 
 def share_interval(over: float, requests: int, effect: float, alpha: float) -> Interval:
     """The Korn-Graubard interval of a share: Clopper-Pearson on n* = (n/D)·(z/t)² effective requests."""
-    ratio = normal_quantile(1 - alpha) / student_t_quantile(1 - alpha, BATCHES - 1)
-    effective = requests / effect * ratio**2
+    effective = _effective(requests, effect, alpha)
     hits = over / requests * effective
     return Interval(
         beta_quantile(alpha, hits, effective - hits + 1),
         beta_quantile(1 - alpha, hits + 1, effective - hits),
     )
+
+
+def _effective(requests: int, effect: float, alpha: float) -> float:
+    """n*, which also pays for the effect being known from K batches only."""
+    ratio = normal_quantile(1 - alpha) / student_t_quantile(1 - alpha, BATCHES - 1)
+    return requests / effect * ratio**2
 
 
 def autocorrelation(means: Values) -> float:
@@ -144,16 +148,13 @@ def judge_share(
     over = values > threshold if over is None else over
     requests, count = len(values), int(over.sum())
     if requests < FIRST_LOOK:
-        return _too_few(requests, count, allowed, alpha)
+        return _too_few(requests, count, alpha)
     effect = design_effect(values, threshold, over)
     bounds = share_interval(count, requests, effect, alpha)
     correlation = autocorrelation(batch_shares(values > percentile(values, 90)))
     decision, reason = _decide(bounds, allowed, correlation)
-    needed = None
-    if decision is Decision.UNDECIDED:
-        needed = requests_needed(count / requests, effect, allowed, alpha)
     return ShareJudgement(
-        decision, requests, count, count / requests, bounds, effect, correlation, alpha, reason, needed
+        decision, requests, count, count / requests, bounds, effect, correlation, alpha, reason
     )
 
 
@@ -167,29 +168,22 @@ def _decide(bounds: Interval, allowed: float, correlation: float) -> tuple[Decis
     return Decision.UNDECIDED, "the limit lies inside the confidence interval"
 
 
-def _too_few(requests: int, count: int, allowed: float, alpha: float) -> ShareJudgement:
+def _too_few(requests: int, count: int, alpha: float) -> ShareJudgement:
     share = count / requests if requests else math.nan
-    needed = max(FIRST_LOOK, requests_needed(share, 1.0, allowed, alpha) or 0) if requests else FIRST_LOOK
+    reason = f"{requests} requests are too few to judge by (at least {FIRST_LOOK})"
     return ShareJudgement(
-        Decision.UNDECIDED,
-        requests,
-        count,
-        share,
-        Interval(0.0, 1.0),
-        1.0,
-        0.0,
-        alpha,
-        f"{requests} requests are too few to judge by (at least {FIRST_LOOK})",
-        needed,
+        Decision.UNDECIDED, requests, count, share, Interval(0.0, 1.0), 1.0, 0.0, alpha, reason
     )
 
 
 def requests_needed(share: float, effect: float, allowed: float, alpha: float) -> int | None:
     """The fewest requests (2500·2^j) that decide if share and design effect stay; None beyond 10^9."""
     requests = FIRST_LOOK
-    while requests < 10**9:
-        bounds = share_interval(share * requests, requests, effect, alpha)
-        if bounds.high <= allowed or bounds.low > allowed:
+    while requests < MOST_REQUESTS:
+        effective = _effective(requests, effect, alpha)
+        hits = share * effective
+        passes = beta_cdf(allowed, hits + 1, effective - hits) >= 1 - alpha
+        if passes or beta_cdf(allowed, hits, effective - hits + 1) < alpha:
             return requests
         requests *= 2
     return None

@@ -206,8 +206,10 @@ def _share_objective(
         if judged.requests >= statistics.FIRST_LOOK
         else f"measured {shown}; {judged.reason}"
     )
+    needed = None
     if judged.decision is Decision.UNDECIDED:
-        reason += ": cannot tell" + _how_long(judged, evidence)
+        needed = _requests_needed(judged, allowed)
+        reason += ": cannot tell" + _how_long(needed, judged.requests, evidence)
     return Objective(
         slo=slo.text,
         outcome=judged.decision.value,
@@ -222,21 +224,26 @@ def _share_objective(
         alpha=alpha,
         design_effect=judged.design_effect,
         autocorrelation=judged.autocorrelation,
-        requests_needed=judged.requests_needed,
+        requests_needed=needed,
     )
 
 
-def _how_long(judged: statistics.ShareJudgement, evidence: Evidence) -> str:
+def _requests_needed(judged: statistics.ShareJudgement, allowed: float) -> int | None:
+    """About how many requests would decide it; at least twice as many as did not."""
+    if judged.requests < statistics.FIRST_LOOK:
+        return statistics.FIRST_LOOK
+    needed = statistics.requests_needed(judged.share, judged.design_effect, allowed, judged.alpha)
+    return None if needed is None else max(needed, 2 * judged.requests)
+
+
+def _how_long(needed: int | None, requests: int, evidence: Evidence) -> str:
     """What to do about an undecided objective, in requests and in time."""
-    if judged.requests_needed is None:
+    if needed is None:
         return "; the truth is so close to the limit that no practical run decides it"
-    needed = max(
-        judged.requests_needed, 2 * judged.requests if judged.requests >= statistics.FIRST_LOOK else 0
-    )
-    per_second = judged.requests / evidence.seconds
-    if per_second <= 0:
+    if not requests:
         return ""
-    seconds = needed / per_second + evidence.warm_up.seconds
+    # The warm-up is part of the duration, and grows with it up to five seconds.
+    seconds = needed / (requests / evidence.seconds) * 1.1 + evidence.warm_up.seconds
     return f"; about {needed} requests should decide it (--duration {math.ceil(seconds)}s)"
 
 
