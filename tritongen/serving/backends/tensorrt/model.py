@@ -1,0 +1,389 @@
+"""Serves TensorRT plans inside Triton's Python stub, from the config that the C++ tensorrt backend takes.
+
+Self-contained: the standard library, numpy, tensorrt, cuda-bindings and Triton's own module are all it
+imports. One instance is one process with one stream, one execution context per profile, pinned buffers, and
+a CUDA graph for each `graph_spec`. Requests with equal shapes are laid side by side in pinned memory and run
+as one call; a batch between two graphs is padded to the larger one, as `graph_lower_bound` allows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import tensorrt
+import triton_python_backend_utils as triton
+from cuda.bindings import runtime as cuda
+
+NUMPY = {
+    "TYPE_BOOL": np.dtype(np.bool_),
+    "TYPE_UINT8": np.dtype(np.uint8),
+    "TYPE_INT8": np.dtype(np.int8),
+    "TYPE_INT32": np.dtype(np.int32),
+    "TYPE_INT64": np.dtype(np.int64),
+    "TYPE_FP16": np.dtype(np.float16),
+    "TYPE_FP32": np.dtype(np.float32),
+}
+TENSORRT = {
+    "BOOL": "TYPE_BOOL",
+    "UINT8": "TYPE_UINT8",
+    "INT8": "TYPE_INT8",
+    "INT32": "TYPE_INT32",
+    "INT64": "TYPE_INT64",
+    "HALF": "TYPE_FP16",
+    "FLOAT": "TYPE_FP32",
+}
+UPLOAD = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+DOWNLOAD = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+
+
+class ContractError(Exception):
+    """What came, or what the plan gave, is not what the config promises."""
+
+
+class Logger(tensorrt.ILogger):
+    """Keeps TensorRT's errors for the answer."""
+
+    def __init__(self):
+        tensorrt.ILogger.__init__(self)
+        self.errors = []
+
+    def log(self, severity, text):
+        if severity in (tensorrt.ILogger.Severity.ERROR, tensorrt.ILogger.Severity.INTERNAL_ERROR):
+            self.errors.append(text)
+
+    def last(self):
+        return one_line("; ".join(self.errors[-2:])) or "no reason given"
+
+
+class Buffer:
+    """Device memory and its pinned mirror."""
+
+    def __init__(self, nbytes):
+        self.nbytes = max(nbytes, 1)
+        self.device = int(check(cuda.cudaMalloc(self.nbytes)))
+        self.host = int(check(cuda.cudaMallocHost(self.nbytes)))
+        raw = (ctypes.c_uint8 * self.nbytes).from_address(self.host)
+        self.bytes = np.ctypeslib.as_array(raw)
+        self.bytes[:] = 0
+
+    def view(self, shape, dtype):
+        return self.bytes[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+
+    def free(self):
+        cuda.cudaFree(self.device)
+        cuda.cudaFreeHost(self.host)
+
+
+class TritonPythonModel:
+    """One instance of one model."""
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        if args["model_instance_kind"] != "GPU":
+            fail("TensorRT runs on GPUs: config.pbtxt must say instance_group { kind: KIND_GPU }")
+        self.device = int(args["model_instance_device_id"])
+        check(cuda.cudaSetDevice(self.device))
+        self.max_batch = int(config.get("max_batch_size", 0))
+        self.logger = Logger()
+        self.engine = self.open_engine(config, args)
+        self.stream = int(check(cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)))
+        self.inputs = self.checked(config["input"], tensorrt.TensorIOMode.INPUT)
+        self.outputs = self.checked(config["output"], tensorrt.TensorIOMode.OUTPUT)
+        self.names = list(self.inputs) + list(self.outputs)
+        self.contexts = {index: self.make_context(index) for index in wanted_profiles(config, args)}
+        self.extents_of = {index: self.extents(index) for index in self.contexts}
+        self.buffers = {}
+        self.graphs, self.lowers = {}, {}
+        self.reserve_largest()
+        for spec in graph_specs(config, self.inputs):
+            self.capture(*spec)
+
+    def execute(self, requests):
+        """One response per request, in order; a request that cannot be served fails alone."""
+        check(cuda.cudaSetDevice(self.device))
+        responses = [None] * len(requests)
+        groups = {}
+        for index, request in enumerate(requests):
+            try:
+                feeds = self.feeds(request)
+            except ContractError as error:
+                responses[index] = failure(error)
+                continue
+            key = tuple(array.shape[1:] for array in feeds.values()) if self.max_batch else index
+            groups.setdefault(key, []).append((index, request, feeds))
+        # Responses point into pinned memory, which the next call overwrites: only the last may do without
+        # a copy.
+        for position, members in enumerate(groups.values()):
+            is_last = position == len(groups) - 1
+            try:
+                found = self.infer(members, copy=not is_last)
+            except (ContractError, RuntimeError) as error:
+                found = [failure(error) for _ in members]
+            for (index, _, _), response in zip(members, found, strict=True):
+                responses[index] = response
+        return responses
+
+    def finalize(self):
+        """Free GPU memory before the process ends."""
+        for graph, _ in self.graphs.values():
+            cuda.cudaGraphExecDestroy(graph)
+        for buffer in self.buffers.values():
+            buffer.free()
+        self.contexts = self.engine = None
+
+    def open_engine(self, config, args):
+        path = Path(args["model_repository"], args["model_version"])
+        path /= config.get("default_model_filename") or "model.plan"
+        if not path.is_file():
+            fail(f"there is no {path.name} in version {args['model_version']}")
+        self.runtime = tensorrt.Runtime(self.logger)
+        engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            fail(f"TensorRT {tensorrt.__version__} cannot load {path.name}: {self.logger.last()}")
+        return engine
+
+    def checked(self, tensors, mode):
+        """Name → NumPy dtype of the configured tensors; fails unless the plan has them so."""
+        own = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        own = [name for name in own if self.engine.get_tensor_mode(name) == mode]
+        if {tensor["name"] for tensor in tensors} != set(own):
+            fail(f"config.pbtxt names {listed(t['name'] for t in tensors)}; the plan has {listed(own)}")
+        found = {}
+        for tensor in tensors:
+            name = tensor["name"]
+            type_ = TENSORRT.get(self.engine.get_tensor_dtype(name).name)
+            if type_ != tensor["data_type"]:
+                fail(f"config.pbtxt says {tensor['data_type']} for '{name}'; the plan has {type_}")
+            rank, actual = len(tensor["dims"]) + bool(self.max_batch), self.engine.get_tensor_shape(name)
+            if rank != len(actual) and "reshape" not in tensor:
+                fail(f"config.pbtxt gives '{name}' {rank} axes; the plan has {list(actual)}")
+            found[name] = NUMPY[type_]
+        return found
+
+    def make_context(self, profile):
+        context = self.engine.create_execution_context()
+        if context is None:
+            fail(f"no execution context: {self.logger.last()}")
+        if profile and not context.set_optimization_profile_async(profile, self.stream):
+            fail(f"the plan has no profile {profile}: {self.logger.last()}")
+        self.synchronize()
+        return context
+
+    def extents(self, profile):
+        """Input → (smallest, largest) shape of a profile."""
+        found = {}
+        for name in self.inputs:
+            shape = tuple(self.engine.get_tensor_shape(name))
+            if -1 in shape:
+                low, _, high = self.engine.get_tensor_profile_shape(name, profile)
+                found[name] = tuple(low), tuple(high)
+            else:
+                found[name] = shape, shape
+        return found
+
+    def reserve_largest(self):
+        """Buffers for the largest shapes of all profiles, so that addresses never change."""
+        for profile, context in self.contexts.items():
+            for name, (_, high) in self.extents_of[profile].items():
+                context.set_input_shape(name, high)
+            for name in self.names:
+                shape = tuple(context.get_tensor_shape(name))
+                if min(shape, default=0) < 0:
+                    fail(f"the size of '{name}' depends on the data, which this backend cannot serve")
+                self.reserve(name, math.prod(shape) * self.dtype(name).itemsize)
+        for context in self.contexts.values():
+            for name in self.names:
+                context.set_tensor_address(name, self.buffers[name].device)
+
+    def reserve(self, name, nbytes):
+        held = self.buffers.get(name)
+        if held is None or held.nbytes < nbytes:
+            if held is not None:
+                held.free()
+            self.buffers[name] = Buffer(nbytes)
+
+    def dtype(self, name):
+        return self.inputs[name] if name in self.inputs else self.outputs[name]
+
+    def feeds(self, request):
+        feeds = {}
+        for name, dtype in self.inputs.items():
+            given = triton.get_input_tensor_by_name(request, name)
+            if given is None:
+                raise ContractError(f"input '{name}' is missing")
+            value = given.as_numpy()
+            if value.dtype != dtype:
+                raise ContractError(f"input '{name}' is {value.dtype}; the plan takes {dtype}")
+            rank = len(self.engine.get_tensor_shape(name))
+            feeds[name] = value.reshape(()) if rank == 0 and value.size == 1 else value
+        return feeds
+
+    def infer(self, members, copy):
+        sizes = [next(iter(feeds.values())).shape[0] if self.max_batch else 0 for _, _, feeds in members]
+        shapes = {
+            name: (sum(sizes), *array.shape[1:]) if self.max_batch else array.shape
+            for name, array in members[0][2].items()
+        }
+        key, lent = self.find_graph(shapes)
+        context = self.set_shapes(key) if lent is None else None
+        self.fill(members, shapes)
+        if lent is not None:
+            check(cuda.cudaGraphLaunch(lent[0], self.stream))
+            produced = lent[1]
+        else:
+            produced = self.launch(context, shapes)
+        self.synchronize()
+        return self.answers(members, sizes, produced, copy)
+
+    def find_graph(self, shapes):
+        """(the shapes to run, (graph, its output shapes) or None)."""
+        exact = tuple(shapes.values())
+        if exact in self.graphs:
+            return shapes, self.graphs[exact]
+        if self.max_batch:
+            batch = exact[0][0]
+            fitting = [
+                (key[0][0], key)
+                for key, low in self.lowers.items()
+                if low <= batch <= key[0][0] and all(k[1:] == s[1:] for k, s in zip(key, exact, strict=True))
+            ]
+            if fitting:
+                return shapes, self.graphs[min(fitting)[1]]
+        return shapes, None
+
+    def set_shapes(self, shapes):
+        for profile, context in self.contexts.items():
+            extents = self.extents_of[profile]
+            if all(within(shapes[name], *extents[name]) for name in shapes):
+                for name, shape in shapes.items():
+                    context.set_input_shape(name, shape)
+                return context
+        raise ContractError(f"no optimization profile takes {list(shapes.values())}")
+
+    def fill(self, members, shapes):
+        for name, dtype in self.inputs.items():
+            view = self.buffers[name].view(shapes[name], dtype)
+            arrays = [feeds[name] for _, _, feeds in members]
+            if len(arrays) == 1:
+                view[...] = arrays[0]
+            else:
+                np.concatenate(arrays, out=view)
+
+    def launch(self, context, shapes):
+        """Enqueue copies and inference for shapes that the context has; the outputs' shapes."""
+        for name, dtype in self.inputs.items():
+            buffer = self.buffers[name]
+            nbytes = math.prod(shapes[name]) * dtype.itemsize
+            check(cuda.cudaMemcpyAsync(buffer.device, buffer.host, nbytes, UPLOAD, self.stream))
+        if not context.execute_async_v3(self.stream):
+            raise RuntimeError(f"TensorRT failed: {self.logger.last()}")
+        produced = {}
+        for name, dtype in self.outputs.items():
+            produced[name] = shape = tuple(context.get_tensor_shape(name))
+            buffer = self.buffers[name]
+            nbytes = math.prod(shape) * dtype.itemsize
+            check(cuda.cudaMemcpyAsync(buffer.host, buffer.device, nbytes, DOWNLOAD, self.stream))
+        return produced
+
+    def capture(self, low, shapes):
+        """A CUDA graph of copies and inference for `shapes`, used from batch `low` on."""
+        context = self.set_shapes(shapes)
+        self.launch(context, shapes)
+        self.synchronize()
+        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(cuda.cudaStreamBeginCapture(self.stream, mode))
+        produced = self.launch(context, shapes)
+        graph = check(cuda.cudaStreamEndCapture(self.stream))
+        executable = check(cuda.cudaGraphInstantiate(graph, 0))
+        cuda.cudaGraphDestroy(graph)
+        key = tuple(shapes.values())
+        self.graphs[key] = (executable, produced)
+        self.lowers[key] = low
+
+    def answers(self, members, sizes, produced, copy):
+        cuts = np.cumsum(sizes).tolist()
+        total = sum(sizes)
+        views = {}
+        for name, dtype in self.outputs.items():
+            view = self.buffers[name].view(produced[name], dtype)
+            if self.max_batch and (view.ndim == 0 or view.shape[0] < total):
+                raise ContractError(f"output '{name}' has shape {list(view.shape)} for a batch of {total}")
+            view = view if view.ndim else view.reshape(1)
+            views[name] = view.copy() if copy else view
+        responses = []
+        for (_, request, _), size, end in zip(members, sizes, cuts, strict=True):
+            asked = request.requested_output_names()
+            names = [name for name in self.outputs if not asked or name in asked]
+            part = slice(end - size, end) if self.max_batch else slice(None)
+            responses.append(
+                triton.InferenceResponse([triton.Tensor(name, views[name][part]) for name in names])
+            )
+        return responses
+
+    def synchronize(self):
+        check(cuda.cudaStreamSynchronize(self.stream))
+
+
+def wanted_profiles(config, args):
+    """The profiles that this instance's group lists; without a list the first one."""
+    name = args["model_instance_name"]
+    for group in config.get("instance_group", []):
+        if group.get("profile") and (not group.get("name") or name.startswith(group["name"])):
+            return [int(index) for index in group["profile"]]
+    return [0]
+
+
+def graph_specs(config, inputs):
+    """(lower bound of the batch, shapes) of each CUDA graph that the config asks for, by input order."""
+    settings = config.get("optimization", {}).get("cuda", {})
+    if not settings.get("graphs"):
+        return []
+    batches = int(config.get("max_batch_size", 0)) > 0
+    specs = []
+    for spec in settings.get("graph_spec", []):
+        batch = int(spec.get("batch_size", 0))
+        low = int(spec.get("graph_lower_bound", {}).get("batch_size", batch))
+        dims = {name: [int(size) for size in entry["dim"]] for name, entry in spec["input"].items()}
+        specs.append((low, {name: (batch, *dims[name]) if batches else tuple(dims[name]) for name in inputs}))
+    if not specs:  # as the C++ backend: without specs, graphs for batch 1 and the preferred sizes, or the max
+        fixed = {tensor["name"]: [int(size) for size in tensor["dims"]] for tensor in config["input"]}
+        if all(-1 not in dims for dims in fixed.values()):
+            largest = int(config.get("max_batch_size", 0))
+            preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
+            for batch in sorted({1, *(preferred or [largest])}) if batches else [0]:
+                shapes = {n: (batch, *fixed[n]) if batches else tuple(fixed[n]) for n in inputs}
+                specs.append((batch, shapes))
+    return specs
+
+
+def within(shape, low, high):
+    return len(shape) == len(low) and all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True))
+
+
+def check(result):
+    """What a CUDA call gave; RuntimeError naming what went wrong."""
+    status, *values = result
+    if int(status) != 0:
+        name = cuda.cudaGetErrorName(status)[1]
+        raise RuntimeError(f"CUDA: {name.decode() if isinstance(name, bytes) else name}")
+    return values[0] if values else None
+
+
+def failure(error):
+    return triton.InferenceResponse(error=triton.TritonError(one_line(error)))
+
+
+def one_line(error):
+    return " ".join(str(error).split())
+
+
+def listed(names):
+    return ", ".join(f"'{name}'" for name in sorted(names)) or "none"
+
+
+def fail(message):
+    raise triton.TritonModelException(message)
