@@ -36,8 +36,8 @@ def graph_of(
     *inputs: TensorSpec, batch: BatchAxis = DECLARED, ranges: dict[str, tuple[int, int]] | None = None
 ) -> Graph:
     return Graph(
-        path=Path("m.onnx"), digest="", inputs=inputs, outputs=inputs, ir_version=8, opsets={"": 17}, operators={},
-        parameters=0, size_bytes=0, external_data=(), quantized=False, half=False, batch=batch,
+        path=Path("m.onnx"), digest="", inputs=inputs, outputs=inputs, ir_version=8, opsets={"": 17},
+        operators={}, parameters=0, size_bytes=0, external_data=(), quantized=False, half=False, batch=batch,
         value_ranges=ranges or {},
     )  # fmt: skip
 

@@ -46,13 +46,14 @@ def check_names(arrays: Mapping[str, object], layout: Layout, where: str) -> Non
     known = (*layout.names, layout.labels)
     for name in arrays:
         if name not in known:
-            near = difflib.get_close_matches(name, layout.names, n=1)
+            missing = [wanted for wanted in layout.names if wanted not in arrays]
+            near = difflib.get_close_matches(name, missing, n=1) or missing
             raise DataError(
                 f"{where} holds '{name}', which is not an input of the model",
                 found=", ".join(arrays),
                 expected=f"{', '.join(layout.names)}, and '{layout.labels}' for the labels",
                 fix=f"rename it to '{near[0]}'"
-                if near
+                if len(near) == 1
                 else "leave it out; if it holds the labels, say so with --labels or in the spec",
             )
     for name in layout.names:
