@@ -32,9 +32,14 @@ def student_t_quantile(probability: float, freedom: float) -> float:
 
 
 def beta_cdf(x: float, a: float, b: float) -> float:
-    """The regularized incomplete beta function I_x(a, b), by its continued fraction (A&S 26.5.8)."""
+    """The regularized incomplete beta function I_x(a, b), by its continued fraction (A&S 26.5.8).
+
+    a = 0 puts all mass on 0, b = 0 all on 1.
+    """
     if x <= 0 or x >= 1:
         return float(x >= 1)
+    if a <= 0 or b <= 0:
+        return float(a <= 0)
     log_front = a * math.log(x) + b * math.log1p(-x) - _log_beta(a, b)
     if x < (a + 1) / (a + b + 2):
         return math.exp(log_front) * _continued_fraction(x, a, b) / a
@@ -42,7 +47,7 @@ def beta_cdf(x: float, a: float, b: float) -> float:
 
 
 def beta_quantile(probability: float, a: float, b: float) -> float:
-    """The x with I_x(a, b) = probability; a = 0 puts all mass on 0, b = 0 all on 1."""
+    """The x with I_x(a, b) = probability."""
     if a <= 0 or probability <= 0:
         return 0.0
     if b <= 0 or probability >= 1:

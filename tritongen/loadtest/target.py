@@ -37,7 +37,11 @@ def parse_address(url: str, protocol: Protocol | None = None) -> Address:
             expected="http://HOST:PORT or grpc://HOST:PORT",
             fix="test the server behind its TLS proxy, at its plain port",
         )
-    if scheme not in DEFAULT_PORTS or not parts.hostname:
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if scheme not in DEFAULT_PORTS or not parts.hostname or port == -1:
         raise InputError(
             f"'{url}' is not the address of a server",
             expected="http://HOST:PORT or grpc://HOST:PORT",
@@ -52,7 +56,7 @@ def parse_address(url: str, protocol: Protocol | None = None) -> Address:
         )
     default = 8000 if scheme == "http" and "://" not in url else DEFAULT_PORTS[scheme]
     found: Protocol = "grpc" if scheme == "grpc" else "http"
-    return Address(found, parts.hostname, parts.port or default, parts.path.rstrip("/"))
+    return Address(found, parts.hostname, port or default, parts.path.rstrip("/"))
 
 
 @dataclass(frozen=True)

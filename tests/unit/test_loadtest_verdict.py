@@ -1,0 +1,190 @@
+"""Objectives, precedence and reasons, on made-up samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tritongen.errors import ExitCode
+from tritongen.loadtest import samples
+from tritongen.loadtest.samples import DTYPE, Samples
+from tritongen.loadtest.verdict import EXIT_CODES, Evidence, judge_objective, reach_verdict
+from tritongen.runs.loadtest import LoadOutcome, Objective, WarmUpResult
+from tritongen.slo import parse_slo
+
+SETTLED = WarmUpResult(seconds=1, requests=100, settled_after=0, settled=True)
+RATE = 1000.0
+
+
+def evidence(
+    latency_ms: Any, *, lag_ms: Any = 0.0, failed: Any = False, batch_size: int = 1, **changes: Any
+) -> Evidence:
+    """Requests at 1000/s with these response times."""
+    count = len(latency_ms)
+    rows = np.zeros(count, DTYPE)
+    rows["scheduled_ns"] = np.arange(count) * 1e9 / RATE
+    rows["sent_ns"] = rows["scheduled_ns"] + np.broadcast_to(np.asarray(lag_ms) * 1e6, count).astype(np.int64)
+    rows["done_ns"] = rows["scheduled_ns"] + (np.asarray(latency_ms) * 1e6).astype(np.int64)
+    rows["status"] = np.where(failed, samples.TIMEOUT, samples.OK)
+    rows["batch"] = batch_size
+    settled = {"rate": RATE, "timeout_ms": 1000.0, "warm_up": SETTLED, **changes}
+    return Evidence(Samples(rows), 0, round(count * 1e9 / RATE), batch_size=batch_size, **settled)
+
+
+def mixed(count: int, slow_share: float, slow_ms: float = 100.0, seed: int = 0) -> Any:
+    """Latencies around 5 ms, this share of them slow, in no order."""
+    random = np.random.default_rng(seed)
+    values = random.uniform(4, 6, count)
+    values[random.permutation(count)[: round(slow_share * count)]] = slow_ms
+    return values
+
+
+GOOD = mixed(10_000, 0.002)
+BAD = mixed(10_000, 0.05)
+BORDER = mixed(10_000, 0.01)
+P99 = parse_slo("p99<=20ms")
+
+
+def judge(text: str, seen: Evidence) -> Objective:
+    return judge_objective(parse_slo(text), seen)
+
+
+@pytest.mark.parametrize(
+    ("seen", "outcome", "word"),
+    [
+        (evidence(GOOD), LoadOutcome.PASS, "p99<=20ms"),
+        (evidence(BAD), LoadOutcome.FAIL, "p99<=20ms"),
+        (evidence(BORDER), LoadOutcome.INVALID, "cannot tell"),
+        (evidence(GOOD[:1000]), LoadOutcome.INVALID, "too few"),
+        # The server being gone says more than everything else, a late sender more than any latency …
+        (evidence(BAD, lag_ms=50, server_gone="refused"), LoadOutcome.ERROR, "stopped answering: refused"),
+        (evidence(BAD, lag_ms=50), LoadOutcome.INVALID, "client-limited"),
+        (evidence(GOOD, lag_ms=11), LoadOutcome.INVALID, "client-limited"),
+        (evidence(GOOD, failed=True), LoadOutcome.ERROR, "not one request"),
+        # … a miss more than doubts about how well it was measured …
+        (evidence(BAD, stopped=True), LoadOutcome.FAIL, "p99<=20ms"),
+        (evidence(GOOD, stopped=True), LoadOutcome.INVALID, "stopped before its time"),
+        (
+            evidence(GOOD, warm_up=SETTLED.model_copy(update={"settled": False})),
+            LoadOutcome.INVALID,
+            "not settled",
+        ),
+        # … and drift says that the run was no steady state, whatever its percentiles are.
+        (evidence(GOOD + np.linspace(0, 10, len(GOOD))), LoadOutcome.INVALID, "swing|drift|cannot tell"),
+    ],
+)
+def test_precedence(seen: Evidence, outcome: LoadOutcome, word: str) -> None:
+    verdict = reach_verdict(seen, [P99])
+    assert verdict.outcome is outcome, verdict
+    assert any(any(each in reason for each in word.split("|")) for reason in verdict.reasons), verdict.reasons
+
+
+def test_each_outcome_has_its_exit_code() -> None:
+    assert {outcome: EXIT_CODES[outcome] for outcome in LoadOutcome} == {
+        LoadOutcome.PASS: ExitCode.OK,
+        LoadOutcome.MEASURED: ExitCode.OK,
+        LoadOutcome.FAIL: ExitCode.MISSED,
+        LoadOutcome.INVALID: ExitCode.UNDECIDED,
+        LoadOutcome.ERROR: ExitCode.NOT_READY,
+    }
+
+
+def test_one_missed_objective_is_enough() -> None:
+    verdict = reach_verdict(evidence(GOOD), [P99, parse_slo("p50<=1ms"), parse_slo("error_rate<=1%")])
+    assert verdict.outcome is LoadOutcome.FAIL
+    assert [objective.outcome for objective in verdict.objectives] == ["pass", "fail", "pass"]
+    assert verdict.reasons[0].startswith("p50<=1ms")
+
+
+def test_without_objectives_nothing_is_judged() -> None:
+    assert reach_verdict(evidence(BAD), []).outcome is LoadOutcome.MEASURED
+    assert reach_verdict(evidence(BAD, stopped=True), []).outcome is LoadOutcome.INVALID
+
+
+def test_a_little_lag_is_the_machine_and_not_the_end() -> None:
+    lag = np.zeros(len(GOOD))
+    lag[:40] = 30.0
+    assert reach_verdict(evidence(GOOD, lag_ms=lag), [P99]).outcome is LoadOutcome.PASS
+    lag[:60] = 30.0
+    assert reach_verdict(evidence(GOOD, lag_ms=lag), [P99]).outcome is LoadOutcome.INVALID
+    assert reach_verdict(evidence(GOOD, lag_ms=lag, rate=None), [P99]).outcome is LoadOutcome.PASS
+
+
+def test_failed_requests_count_as_over_the_limit() -> None:
+    failed = np.zeros(len(GOOD), bool)
+    failed[::20] = True
+    seen = evidence(np.full(len(GOOD), 1.0), failed=failed)
+    judged = judge("p99<=20ms", seen)
+    assert judged.outcome == "fail"
+    assert judged.measured is None
+    assert judged.share_over == 0.05
+    assert judge("p50<=20ms", seen).outcome == "pass"
+
+
+@pytest.mark.parametrize(
+    ("text", "failures", "outcome"),
+    [
+        ("error_rate<=1%", 10, "pass"),
+        ("error_rate<=1%", 100, "undecided"),
+        ("error_rate<=1%", 300, "fail"),
+        ("error_rate<=0", 0, "pass"),
+        ("error_rate<=0", 1, "fail"),
+    ],
+)
+def test_error_rates(text: str, failures: int, outcome: str) -> None:
+    failed = np.random.default_rng(1).permutation(np.arange(10_000) < failures)
+    judged = judge(text, evidence(GOOD, failed=failed))
+    assert judged.outcome == outcome
+    assert judged.measured == failures / 10_000
+
+
+def test_no_failure_in_few_requests_proves_nothing() -> None:
+    assert judge("error_rate<=0", evidence(GOOD[:100])).outcome == "undecided"
+
+
+def test_throughput_of_an_open_loop_is_whether_the_schedule_was_completed() -> None:
+    assert judge("throughput>=1000req/s", evidence(GOOD)).outcome == "pass"
+    assert judge("throughput>=8000/s", evidence(GOOD, batch_size=8)).outcome == "pass"
+    failed = np.arange(len(GOOD)) % 100 == 0
+    judged = judge("throughput>=1000req/s", evidence(GOOD, failed=failed))
+    assert judged.outcome == "fail"
+    assert judged.measured == pytest.approx(990)
+    assert judge("throughput>=980req/s", evidence(GOOD, failed=failed)).outcome == "pass"
+
+
+def test_a_growing_backlog_fails_the_schedule() -> None:
+    behind = np.linspace(0, 500, 10_000)
+    for slo in ("throughput>=1000req/s", "p99<=5s"):
+        verdict = reach_verdict(evidence(behind), [parse_slo(slo)])
+        assert verdict.outcome is LoadOutcome.FAIL
+        assert any("overload" in reason for reason in verdict.reasons)
+    assert reach_verdict(evidence(behind), []).notes[0].startswith("overload")
+
+
+def test_throughput_of_a_closed_loop_has_an_interval() -> None:
+    seen = evidence(np.random.default_rng(3).uniform(1, 20, 10_000), rate=None)
+    assert judge("throughput>=900req/s", seen).outcome == "pass"
+    assert judge("throughput>=1100req/s", seen).outcome == "fail"
+    assert judge("throughput>=1000req/s", seen).outcome == "undecided"
+
+
+def test_means() -> None:
+    seen = evidence(np.random.default_rng(4).exponential(10, 10_000))
+    assert judge("mean<=11ms", seen).outcome == "pass"
+    assert judge("mean<=9ms", seen).outcome == "fail"
+    assert judge("mean<=10ms", seen).outcome == "undecided"
+    half_failed = evidence(np.full(10_000, 1.0), failed=np.arange(10_000) % 2 == 0)
+    judged = judge("mean<=100ms", half_failed)
+    assert judged.outcome == "fail"
+    assert judged.measured == pytest.approx(500.5)
+
+
+def test_an_empty_window_is_an_error_and_not_a_crash() -> None:
+    verdict = reach_verdict(
+        evidence(np.array([])), [P99, parse_slo("mean<=1ms"), parse_slo("error_rate<=1%")]
+    )
+    assert verdict.outcome is LoadOutcome.ERROR
+    stopped = reach_verdict(evidence(np.array([]), stopped=True), [P99, parse_slo("throughput>=1/s")])
+    assert stopped.outcome in (LoadOutcome.INVALID, LoadOutcome.FAIL)
