@@ -35,9 +35,10 @@ def compare(job_file: Path, events: EventSink) -> None:
     """Write comparison.json beside `job_file`: the ratio of the two, round by round, and its interval."""
     job = read_record(job_file, ComparisonJob)
     graph = prepared_graph(job.spec, job.preparation)
+    shapes = resolved_inputs(graph, job.preparation)
     inputs = call_inputs(
         None,
-        resolved_inputs(graph, job.preparation),
+        shapes,
         batched=graph.batched,
         largest=job.batch_size,
         seed=job.spec.seed,
@@ -45,7 +46,7 @@ def compare(job_file: Path, events: EventSink) -> None:
     with ExitStack() as stack:
         teams: list[list[Runner]] = []
         for contender in job.contenders:
-            engine = load_engine(contender.engine)
+            engine = load_engine(contender.engine).with_shapes(shapes, job.max_batch_size)
             runners = [
                 stack.enter_context(engine.open(contender.folder, contender.artifact, contender.runtime))
                 for _ in range(contender.instances)

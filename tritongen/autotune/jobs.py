@@ -29,6 +29,7 @@ class TrialJob(Record):
     graph_digest: str
     """The model must still be the one that was prepared."""
     preparation: Preparation
+    max_batch_size: int
     sizes: tuple[int, ...]
     """Batch sizes of the latency curve."""
     runtimes: tuple[tuple[Options, int], ...]
@@ -55,6 +56,7 @@ class ComparisonJob(Record):
 
     spec: ModelSpec
     preparation: Preparation
+    max_batch_size: int
     batch_size: int
     by_latency: bool
     """Compare median latencies instead of throughputs."""

@@ -16,6 +16,7 @@ from tritongen.autotune.machine import identity
 from tritongen.autotune.selection import selectable
 from tritongen.errors import BuildError, DataError, RequirementError, SpecError, TritongenError
 from tritongen.files import digest_files, digest_json
+from tritongen.graph import BatchStatus
 from tritongen.runs.build import Preparation
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.fingerprint import library_versions
@@ -54,8 +55,8 @@ def prepare_model(setting: Setting) -> Preparation:
                         subject=setting.name, timeout_s=_PREPARE_TIMEOUT_S)  # fmt: skip
     if failure is not None:
         raise BuildError(
-            f"{setting.spec.path} could not be run once: the process that tried it {failure}",
-            expected="a model that ONNX Runtime runs on this machine",
+            f"{setting.spec.path} and its data could not be looked at: the process that did so {failure}",
+            expected="data that can be read, and a model that ONNX Runtime runs on this machine",
             fix=f"read {folder / 'log.txt'}",
         )
     prepared = read_record(folder / "preparation.json", Preparation)
@@ -114,9 +115,11 @@ def compare_leaders(
     one, other = call
     about = f"{one.id} against {other.id} at batch {one.point.batch_size}"
     setting.events(Event("compare", "started", f"too close to tell: {about}", setting.name))
+    batched = BatchStatus(preparation.batch_status) is BatchStatus.CONFIRMED
     job = jobs.ComparisonJob(
         spec=setting.spec,
         preparation=preparation,
+        max_batch_size=largest_batch(setting.spec, batched=batched),
         batch_size=one.point.batch_size,
         by_latency=goal.batch_size is not None,
         contenders=(_contender(setting, one), _contender(setting, other)),
@@ -216,6 +219,7 @@ def _trial_job(
         spec=spec,
         graph_digest=graph.digest,
         preparation=preparation,
+        max_batch_size=largest,
         sizes=tuple(sorted({*batch_sizes(largest), wanted or 1})),
         runtimes=tuple(runtime_pairs(engine, graph, setting.machine.cores, spec.serving.instances)),
         effort=setting.effort,
@@ -248,6 +252,7 @@ def _key(job: jobs.TrialJob, engine: Engine) -> str:
             "candidate": job.candidate.model_dump(mode="json"),
             "inputs": [entry.model_dump(mode="json") for entry in preparation.inputs],
             "batch": preparation.batch_status,
+            "max_batch_size": job.max_batch_size,
             "sizes": job.sizes,
             "runtimes": job.runtimes,
             "effort": job.effort,

@@ -46,12 +46,13 @@ def run_trial(job_file: Path, events: EventSink) -> None:
     job, folder = read_record(job_file, TrialJob), job_file.parent
     graph = prepared_graph(job.spec, job.preparation)
     _check_unchanged(graph, job)
-    engine = load_engine(job.candidate.engine)
+    shapes = resolved_inputs(graph, job.preparation)
+    engine = load_engine(job.candidate.engine).with_shapes(shapes, job.max_batch_size)
     artifact = _build(engine, graph, job, folder, events)
     accuracy = _judge(engine, graph, artifact, job, folder, events=events)
     inputs = call_inputs(
         validation_data(job.spec, graph, job.preparation),
-        resolved_inputs(graph, job.preparation),
+        shapes,
         batched=graph.batched,
         largest=max(job.sizes),
         seed=job.spec.seed,
