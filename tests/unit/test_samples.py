@@ -187,7 +187,7 @@ def test_a_refuted_batch_axis_takes_items_one_by_one(tmp_path: Path) -> None:
     [
         "def data(): return {'x': np.arange(40, dtype='f').reshape(10, 4)}",
         "def data(seed): return {'x': np.arange(40, dtype='f').reshape(10, 4)}",
-        "def data(*, seed=1, n=2):\n  assert seed == 7\n  return {'x': np.arange(40, dtype='f').reshape(10, 4)}",
+        "def data(*, seed=1):\n  assert seed == 7\n  return {'x': np.arange(40, dtype='f').reshape(10, 4)}",
         "def data():\n  for i in range(10): yield {'x': np.arange(i * 4, i * 4 + 4, dtype='f')[None]}",
         "class data:\n  def __iter__(self):\n    yield {'x': np.arange(40, dtype='f').reshape(10, 4)}",
     ],
