@@ -80,13 +80,13 @@ def test_serve_and_load_test_from_another_folder(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     tritongen = beside / "tritongen"
     models.save(models.relu(), tmp_path / "model.onnx")
-    _run(tritongen, "build", "model.onnx", "--max-batch-size", "2", cwd=tmp_path)
+    _run(tritongen, "build", "model.onnx", "--max-batch-size", "2", "--effort", "quick", cwd=tmp_path)
     _run(tritongen, "serve", "--background", *PORTS, cwd=tmp_path)
     try:
         (record,) = (tmp_path / "state").rglob("servers/*.json")
         url = json.loads(record.read_text())["http_url"]
         report = tmp_path / "report.json"
-        command = ("loadtest", "model", "--url", url, "--rate", "20", "--duration", "3s", "--json", report)
+        command = ("loadtest", "model", "--url", url, "--rate", "20", "--duration", "2s", "--json", report)
         done = _run(tritongen, *command, cwd=tmp_path, check=False)
         assert done.returncode in {0, 4}, done.stderr
         assert json.loads(report.read_text())["schema"].startswith("tritongen/")
@@ -111,7 +111,7 @@ def _init_build_verify(tritongen: Path, folder: Path) -> None:
     models.save(models.linear(), folder / "model.onnx")
     _run(tritongen, "init", "model.onnx", cwd=folder)
     assert (folder / "tritongen.yaml").is_file()
-    _run(tritongen, "build", "tritongen.yaml", cwd=folder)
+    _run(tritongen, "build", "tritongen.yaml", "--effort", "quick", cwd=folder)
     repository = folder / "model_repository" / "model"
     assert {path.name for path in repository.iterdir()} >= {"config.pbtxt", "manifest.json", "1"}
     assert json.loads((repository / "manifest.json").read_text())

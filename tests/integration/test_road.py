@@ -41,7 +41,7 @@ def example(tmp_path_factory: pytest.TempPathFactory, tritongen: CommandLine) ->
     folder = tmp_path_factory.mktemp("ocr")
     (folder / "tritongen.yaml").write_text((EXAMPLES / "ocr" / "tritongen.yaml").read_text(encoding="utf-8"))
     _collect(folder / "out")
-    tritongen("build", "tritongen.yaml", cwd=folder)
+    tritongen("build", "tritongen.yaml", "--effort", "quick", cwd=folder)
     return folder
 
 
