@@ -146,7 +146,7 @@ def stops_cleanly(process: subprocess.Popen[str], number: int) -> None:
     assert process.returncode == 130, out + err
     assert "run the same command again" in err
     assert "Traceback" not in err
-    assert children_of(process.pid) == []
+    wait_until_no_children(process.pid)
 
 
 def test_a_second_build_at_the_same_time_says_who_is_at_work(data: Path) -> None:

@@ -37,6 +37,7 @@ from tritongen.autotune.child import enter
 enter(*sys.argv[2:])
 """
 _PR_SET_PDEATHSIG = 1
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SENTENCES = {
     signal.SIGSEGV: "crashed with a segmentation fault (SIGSEGV)",
     signal.SIGBUS: "crashed with a bus error (SIGBUS)",
@@ -71,8 +72,15 @@ def run_child(
     kills_before = _oom_kills()
     steps: list[str] = []
     with (job.parent / "log.txt").open("wb") as log:
-        process, channel = _start(main, job, log.fileno())
+        # An interrupt waits until the child is in our hands: what is not known cannot be ended.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
         try:
+            process, channel = _start(main, job, log.fileno())
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
+            raise
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
             timed_out = not _follow(process, channel, timeout_s, _remembering(events, steps, subject))
         finally:
             _end(process)
@@ -92,6 +100,7 @@ def enter(main: str, job: str, channel: str, parent: str) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(parent):  # it died before the line above
         return
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # where memory runs out, let it be this process that goes
