@@ -324,7 +324,8 @@ BROKEN = {
     "warmup": ("onnxruntime", 'model_warmup { name: "w" batch_size: 9 }'),
     "random-warmup": (
         "onnxruntime",
-        'model_warmup { name: "w" batch_size: 1 inputs { key: "x" value { random_data: true } } }',
+        """model_warmup { name: "w" batch_size: 1
+             inputs { key: "x" value { data_type: TYPE_FP32 dims: 3 random_data: true } } }""",
     ),
     "tensorrt-only": ("onnxruntime", "instance_group { profile: '0' }"),
     "tensorrt-gpu": ("tensorrt", "instance_group { kind: KIND_CPU }"),
