@@ -178,6 +178,34 @@ def test_a_model_name_cannot_reach_the_shell(tmp_path: Path) -> None:
         EmbeddedServer(tmp_path).start()
 
 
+def test_a_log_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    repository = small_repository(tmp_path / "repository")
+    (tmp_path / "file").touch()
+    with pytest.raises(RequirementError, match="cannot be prepared") as caught:
+        EmbeddedServer(repository, log_file=tmp_path / "file" / "triton.log").start()
+    assert "triton.log" in str(caught.value.found) or "file" in str(caught.value.found)
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc", "metrics"])
+def test_a_port_that_is_lost_after_the_check(tmp_path: Path, kind: str) -> None:
+    """Triton's own word for a port that another process took in between; metrics must not be lost quietly."""
+    (tmp_path / "repository").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = EmbeddedServer(tmp_path / "repository", extra_args=[f"--{kind}-port={port}"])
+        with pytest.raises(ServerError, match="could not open its"):
+            server.start()
+
+
+def test_a_log_is_appended_to(tmp_path: Path) -> None:
+    log = tmp_path / "triton.log"
+    log.write_text("error: failed to load 'relu' version 1: an earlier server's trouble\n")
+    add_model(tmp_path / "repository", "relu", models.relu(), config("relu", 0, *WIDE))
+    with pytest.raises(ServerError, match="gives input 'x' 1 axes"):
+        EmbeddedServer(tmp_path / "repository", log_file=log).start()
+    assert "an earlier server's trouble" in log.read_text()
+
+
 def test_the_response_cache_answers_repeated_requests(tmp_path: Path) -> None:
     import numpy as np
     from tritonclient.http import InferenceServerClient, InferInput

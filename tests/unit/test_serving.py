@@ -18,7 +18,7 @@ import pytest
 from tritongen.errors import InputError, RequirementError, ServerError
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, model_failures
-from tritongen.serving.ports import check_port, free_ports, holder
+from tritongen.serving.ports import check_port, free_ports, holder, ipv4_address
 from tritongen.serving.registry import (
     RunningServer,
     choose_server,
@@ -169,6 +169,13 @@ class TestPorts:
     def test_an_address_of_another_machine(self) -> None:
         with pytest.raises(InputError, match=r"cannot listen on 192\.0\.2\.1:8000"):
             check_port(8000, "192.0.2.1", "--http-port")
+
+    def test_names_become_addresses(self) -> None:
+        assert ipv4_address("localhost") == "127.0.0.1"
+        assert ipv4_address("0.0.0.0") == "0.0.0.0"  # noqa: S104
+        for host in ("::1", "host.invalid"):
+            with pytest.raises(InputError, match=f"cannot listen on '{host}'"):
+                ipv4_address(host)
 
 
 class TestPaths:

@@ -156,6 +156,7 @@ def _record(server: EmbeddedServer, *, background: bool) -> RunningServer:
 def _announce(server: EmbeddedServer) -> None:
     """Say what is served where, and what to do next."""
     from tritongen.serving.control import connect
+    from tritongen.serving.embedded import EVERY_ADDRESS
 
     control = connect(server.http_url)
     about = control.server_metadata()
@@ -163,6 +164,8 @@ def _announce(server: EmbeddedServer) -> None:
     names = sorted({entry.name for entry in ready})
     click.echo(f"Triton {about.version} serves {server.repository}")
     click.echo(f"  HTTP     {server.http_url}\n  gRPC     {server.grpc_url}\n  metrics  {server.metrics_url}")
+    if server.host == EVERY_ADDRESS:
+        click.echo("  Everyone who reaches this machine can use it: Triton asks for no password.")
     for name in names:
         versions = ", ".join(entry.version for entry in ready if entry.name == name)
         click.echo(f"  model    {name} (version {versions})")

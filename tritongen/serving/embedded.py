@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from tritongen.errors import InputError, RepositoryError, ServerError
+from tritongen.errors import InputError, RepositoryError, RequirementError, ServerError
 from tritongen.serving import supervisor
-from tritongen.serving.control import connect
+from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, port_taken
 from tritongen.serving.installation import Installation, find_installation
-from tritongen.serving.ports import check_port, free_ports
+from tritongen.serving.ports import check_port, free_ports, ipv4_address
 from tritongen.serving.scratch import (
     interpreter_folder,
     is_safe,
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 EXIT_TIMEOUT_S = 4
 POLL_S = 0.05
 PORT_ATTEMPTS = 3
+METRICS_TIMEOUT_S = 5.0
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104
 
 DEFAULT_CACHE_BYTES = 100 << 20
 _WANTS_CACHE = re.compile(r"^[^#\n]*response_cache\s*:?\s*\{\s*enable\s*:\s*(true|True|t|1)", re.MULTILINE)
@@ -73,6 +75,7 @@ class EmbeddedServer:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _lifeline: int | None = field(default=None, init=False, repr=False)
     _scratch: Path | None = field(default=None, init=False, repr=False)
+    _log_start: int = field(default=0, init=False, repr=False)
 
     def __enter__(self) -> Self:
         self.start()
@@ -109,6 +112,7 @@ class EmbeddedServer:
         """
         installation = find_installation()
         check_repository(self.repository, self.load or ())
+        self.host = ipv4_address(self.host)
         for attempt in range(PORT_ATTEMPTS):
             chosen = self._choose_ports()
             self._launch(installation)
@@ -166,39 +170,50 @@ class EmbeddedServer:
             setattr(self, name, 0)
 
     def _launch(self, installation: Installation) -> None:
-        scratch = make_scratch()
-        self._scratch = scratch
-        backends = prepare_backends(installation, scratch)
-        read_end, write_end = (None, None) if self.detached else os.pipe()
-        job = {
+        try:
+            scratch = self._scratch = make_scratch()
+            backends = prepare_backends(installation, scratch)
+            log = self.log_file or scratch / "triton.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                self._log_start = output.tell()
+                self._start_supervisor(self._job(installation, scratch, backends), output)
+        except OSError as error:
+            self.stop()
+            raise RequirementError(
+                "the embedded Triton cannot be prepared",
+                found=str(error),
+                fix="free the disk, or check the path",
+            ) from error
+
+    def _job(self, installation: Installation, scratch: Path, backends: Path) -> dict[str, Any]:
+        """What the supervisor is to run, and to clean up."""
+        return {
             "command": self._command(installation, scratch, backends),
-            "set": {},
             "prepend": {
                 "PATH": [str(interpreter_folder(scratch))],
                 "LD_LIBRARY_PATH": [str(installation.libpython.parent), str(installation.libraries)],
             },
-            "lifeline": read_end,
             "grace_s": 2 * EXIT_TIMEOUT_S,
             "shm_prefix": shm_prefix(scratch),
             "scratch": str(scratch),
         }
-        log = self.log_file or scratch / "triton.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+
+    def _start_supervisor(self, job: dict[str, Any], output: BinaryIO) -> None:
+        read_end, self._lifeline = (None, None) if self.detached else os.pipe()
         try:
-            with log.open("wb") as output:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(job)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=() if read_end is None else (read_end,),
-                    # Ctrl-C in a terminal goes to the whole group; the server must hear it from us alone.
-                    start_new_session=True,
-                )
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", supervisor.__file__, json.dumps({**job, "lifeline": read_end})],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=() if read_end is None else (read_end,),
+                # Ctrl-C in a terminal goes to the whole group; the server must hear it from us alone.
+                start_new_session=True,
+            )
         finally:
             if read_end is not None:
                 os.close(read_end)
-        self._lifeline = write_end
 
     def _command(self, installation: Installation, scratch: Path, backends: Path) -> list[str]:
         command = [
@@ -236,12 +251,30 @@ class EmbeddedServer:
                     fix="give it more time with --ready-timeout, or look into the log (--log-file)",
                 )
             time.sleep(POLL_S)
+        self._check_metrics()
+
+    def _check_metrics(self) -> None:
+        """ServerError if Triton goes on without its metrics because another process has their port."""
+        deadline = time.monotonic() + METRICS_TIMEOUT_S
+        while time.monotonic() < deadline and not any("allow-metrics" in arg for arg in self.extra_args):
+            with contextlib.suppress(ServerError):
+                read_metrics(self.metrics_url, timeout_s=1.0)
+                return
+            if port_taken(self._log_text()):
+                raise ServerError(
+                    "Triton could not open its metrics port",
+                    found=f"port {self.metrics_port} was taken meanwhile",
+                    fix="choose another, or 0 for a free one",
+                )
+            time.sleep(POLL_S)
 
     def _log_text(self) -> str:
         if self._scratch is None:
             return ""
         log = self.log_file or self._scratch / "triton.log"
-        return log.read_text(errors="replace") if log.exists() else ""
+        if not log.exists():
+            return ""
+        return log.read_bytes()[self._log_start :].decode(errors="replace")
 
     def _close_lifeline(self) -> None:
         if self._lifeline is not None:
@@ -297,9 +330,7 @@ def _default_cache_bytes(repository: Path) -> int:
 
 def _dialled(host: str) -> str:
     """The address to reach a server that listens on `host`."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
+    return "127.0.0.1" if host == EVERY_ADDRESS else host
 
 
 def _is_gone(pid: int) -> bool:

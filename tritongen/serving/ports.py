@@ -12,10 +12,23 @@ from tritongen.errors import InputError, RequirementError
 LISTEN = "0A"
 
 
+def ipv4_address(host: str) -> str:
+    """The IPv4 address of `host`, since Triton listens on no other kind; InputError if it has none."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on '{host}'",
+            found=str(error),
+            expected="an IPv4 address of this machine, or a name that has one",
+            fix="use --host 127.0.0.1, or 0.0.0.0 for every network of this machine",
+        ) from error
+
+
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """`count` different ports that were free a moment ago."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(_socket(host)) for _ in range(count)]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind((host, 0))
         return [int(each.getsockname()[1]) for each in sockets]
@@ -23,7 +36,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 def check_port(port: int, host: str, flag: str) -> None:
     """RequirementError naming who holds `port`; `flag` is the option that chooses another."""
-    with _socket(host) as probe:
+    with socket.socket() as probe:
         # As servers do: a port whose last connections are still in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -83,7 +96,3 @@ def _listening_inodes(port: int) -> set[str]:
                 if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
                     inodes.add(fields[9])
     return inodes
-
-
-def _socket(host: str) -> socket.socket:
-    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)

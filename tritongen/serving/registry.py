@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tritongen.errors import ServerError
+from tritongen.errors import RequirementError, ServerError
 from tritongen.files import write_text
 
 SCHEMA = "tritongen/server/1"
@@ -60,11 +60,16 @@ def record_path(state: Path, repository: Path) -> Path:
 
 
 def register(state: Path, server: RunningServer) -> None:
-    """Remember a running server."""
-    write_text(
-        record_path(state, Path(server.repository)),
-        json.dumps({"schema": SCHEMA, **asdict(server)}, indent=2) + "\n",
-    )
+    """Remember a running server; RequirementError if the state folder cannot be written."""
+    path = record_path(state, Path(server.repository))
+    try:
+        write_text(path, json.dumps({"schema": SCHEMA, **asdict(server)}, indent=2) + "\n")
+    except OSError as error:
+        raise RequirementError(
+            "cannot remember the running server",
+            found=str(error),
+            fix="set XDG_STATE_HOME to a writable folder",
+        ) from error
 
 
 def forget(state: Path, repository: Path) -> None:

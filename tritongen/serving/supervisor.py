@@ -80,7 +80,7 @@ def _wake_on_signals() -> int:
 
 
 def _environment(job: dict[str, Any]) -> dict[str, str]:
-    environment = {**os.environ, **job["set"]}
+    environment = dict(os.environ)
     for name, folders in job["prepend"].items():
         rest = [environment[name]] if environment.get(name) else []
         environment[name] = os.pathsep.join([*folders, *rest])
