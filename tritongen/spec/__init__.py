@@ -188,8 +188,20 @@ class Spec(_Model):
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the spec file, for editors and for the docs."""
-    schema = Spec.model_json_schema()
+    schema = _without_wrappers(Spec.model_json_schema())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "tritongen.yaml"}
+
+
+def _without_wrappers(part: Any) -> Any:
+    """The schema with `allOf: [X]` as X, which pydantic before 2.9 writes around references."""
+    if isinstance(part, list):
+        return [_without_wrappers(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    inner = part.get("allOf")
+    if isinstance(inner, list) and len(inner) == 1:
+        part = {**inner[0], **{key: value for key, value in part.items() if key != "allOf"}}
+    return {key: _without_wrappers(value) for key, value in part.items()}
 
 
 def load_spec(path: Path) -> Spec:

@@ -20,7 +20,7 @@ def load(path: Path) -> Spec:
     try:
         spec = Spec.model_validate(document.data)
     except ValidationError as error:
-        raise explain(error, Spec, document) from error
+        raise explain(error, document) from error
     return _anchor(spec, path.parent)
 
 

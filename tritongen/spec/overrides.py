@@ -72,7 +72,7 @@ def apply(spec: Spec, model: str | None, flags: dict[str, Any]) -> Spec:
         }
         if "name" in given:
             places["models", given["name"], "[key]"] = "--name"
-        raise explain_flags(error, Spec, places) from error
+        raise explain_flags(error, places) from error
 
 
 def _targets(spec: Spec, model: str | None) -> list[str]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tritongen.errors import SpecError
+from tritongen.spec import json_schema
 from tritongen.spec.yaml_lines import Document, Location
 
 
-def explain(error: ValidationError, model: type[BaseModel], document: Document) -> SpecError:
+def explain(error: ValidationError, document: Document) -> SpecError:
     """One SpecError for everything that pydantic found: the first in full, the others by place."""
-    schema = model.model_json_schema()
+    schema = json_schema()
     problems = sorted(
         error.errors(), key=lambda problem: (problem["type"] == "missing", _line(problem, document))
     )
@@ -27,7 +28,7 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     return first
 
 
-def explain_flags(error: ValidationError, model: type[BaseModel], flags: dict[Location, str]) -> SpecError:
+def explain_flags(error: ValidationError, flags: dict[Location, str]) -> SpecError:
     """One SpecError for a value that came from a flag; `flags` maps places in the spec to flag names."""
     problem = error.errors()[0]
     location = problem["loc"]
@@ -40,7 +41,7 @@ def explain_flags(error: ValidationError, model: type[BaseModel], flags: dict[Lo
         ),
         dotted(location),
     )
-    return _describe(problem, model.model_json_schema(), name, "")
+    return _describe(problem, json_schema(), name, "")
 
 
 def dotted(location: Location) -> str:
