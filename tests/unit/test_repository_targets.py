@@ -14,9 +14,10 @@ from onnx import TensorProto, helper
 from tests import models
 from tests.conftest import SaveModel
 from tritongen.errors import ModelError, SpecError
-from tritongen.repository.adaptation import adapt_model
+from tritongen.repository.adaptation import adapt_model, adapt_spec
 from tritongen.repository.onnx_versions import needed_ir_version, onnx_versions
 from tritongen.repository.targets import EMBEDDED, embedded, find_target, known_tags
+from tritongen.spec import ModelSpec, Spec
 
 OLD = "24.04"  # ONNX Runtime 1.17.3: IR version 9, opset 20
 
@@ -187,3 +188,37 @@ class TestAdapting:
         with pytest.raises(ModelError, match="cannot be served") as caught:
             adapt_model(path, find_target(OLD), tmp_path / "out")
         assert "IR version 10" in str(caught.value.found)
+
+
+class TestAdaptingASpec:
+    def spec(self, tmp_path: Path, path: Path, target: str | None) -> Spec:
+        model = ModelSpec(path=path, target=target)
+        return Spec(run_dir=tmp_path / "runs", models={"one": model})
+
+    def new_file(self, tmp_path: Path) -> Path:
+        proto = models.linear()
+        proto.ir_version = 13
+        return models.save(proto, tmp_path / "m.onnx")
+
+    def test_a_copy_takes_the_place_of_what_the_target_cannot_read(self, tmp_path: Path) -> None:
+        spec = self.spec(tmp_path, self.new_file(tmp_path), OLD)
+        adapted, notes = adapt_spec(spec)
+        path = adapted.models["one"].path
+        assert path.is_relative_to(spec.run_dir)
+        assert path.name == "m.onnx"
+        assert onnx_versions(path)[0] == 9
+        assert "from 13 down to 9" in notes["one"][0]
+        written = path.stat().st_mtime_ns
+        assert adapt_spec(spec) == (adapted, notes)
+        assert path.stat().st_mtime_ns == written
+
+    def test_what_can_be_read_is_left_alone(self, save_model: SaveModel, tmp_path: Path) -> None:
+        spec = self.spec(tmp_path, save_model("linear"), OLD)
+        assert adapt_spec(spec) == (spec, {})
+        assert not spec.run_dir.exists()
+
+    def test_what_is_no_model_is_left_to_the_inspection(self, tmp_path: Path) -> None:
+        (tmp_path / "m.onnx").write_text("hello", encoding="utf-8")
+        for path in (tmp_path / "m.onnx", tmp_path / "none.onnx"):
+            spec = self.spec(tmp_path, path, OLD)
+            assert adapt_spec(spec) == (spec, {})

@@ -57,12 +57,14 @@ def command(
 
     from tritongen.autotune.build import build_models
     from tritongen.report.terminal import progress
+    from tritongen.repository.adaptation import adapt_spec
 
-    spec = options.read_spec(models, **flags)
+    spec, adapted = adapt_spec(options.read_spec(models, **flags))
     console = Console(stderr=as_json, highlight=False)
     with _terminable(), progress(Console(stderr=True, highlight=False) if as_json else console) as events:
         try:
-            build = build_models(spec, _publisher(spec, force=force), events, fresh=fresh, effort=effort)
+            publish = _publisher(spec, adapted, force=force)
+            build = build_models(spec, publish, events, fresh=fresh, effort=effort)
         except KeyboardInterrupt:
             build = None
     if build is None:
@@ -99,8 +101,8 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _publisher(spec: Spec, *, force: bool) -> Publish:
-    """Writes selected models into the spec's repository."""
+def _publisher(spec: Spec, adapted: dict[str, tuple[str, ...]], *, force: bool) -> Publish:
+    """Writes selected models into the spec's repository; `adapted` says what was changed for the target."""
 
     def publish(model: SelectedModel, events: EventSink) -> Published:
         from tritongen.autotune.build import Published
@@ -125,7 +127,7 @@ def _publisher(spec: Spec, *, force: bool) -> Publish:
                 sample=sample,
                 reference=reference,
                 versions=library_versions(),
-                notes=model.selection.notes,
+                notes=(*adapted.get(model.name, ()), *model.selection.notes),
             ),
             force=force,
             events=events,

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritongen.errors import ModelError
+from tritongen.files import digest_json, write_text
 from tritongen.repository.contents import is_inside
 from tritongen.repository.onnx_versions import load_proto, needed_ir_version, onnx_versions
+from tritongen.repository.targets import find_target
+from tritongen.runs.store import RunDirectory
 
 if TYPE_CHECKING:
     from tritongen.repository.targets import Target
+    from tritongen.spec import ModelSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,51 @@ class Adapted:
     path: Path
     notes: tuple[str, ...] = ()
     """What was changed, one sentence each; empty: the file is the one that was given."""
+
+
+def adapt_spec(spec: Spec) -> tuple[Spec, dict[str, tuple[str, ...]]]:
+    """The spec with readable copies in place of the ONNX files that their targets cannot read, and why.
+
+    Copies lie in the run directory, under a key of what they were made from, so that a second build finds
+    them. Files that are no ONNX are left to the inspection, which explains more.
+    """
+    models, notes = dict(spec.models), {}
+    for name, model in spec.models.items():
+        adapted = _adapted(model, RunDirectory(spec.run_dir / name))
+        if adapted.notes:
+            models[name] = model.model_copy(update={"path": adapted.path})
+            notes[name] = adapted.notes
+    return (spec.model_copy(update={"models": models}) if notes else spec), notes
+
+
+def _adapted(model: ModelSpec, run: RunDirectory) -> Adapted:
+    try:
+        ir_version, opsets = onnx_versions(model.path)
+    except (ModelError, OSError):
+        return Adapted(model.path)
+    opset = opsets.get("", 0)
+    if model.target is None and ir_version <= _SAFE_IR_VERSION and opset <= _SAFE_OPSET:
+        return Adapted(model.path)
+    target = find_target(model.target)
+    if target.why_unreadable(ir_version, opset) is None:
+        return Adapted(model.path)
+    folder = run.root / "adapted" / _key(model.path, target)
+    if (folder / _NOTES).is_file():
+        return Adapted(folder / model.path.name, tuple((folder / _NOTES).read_text("utf-8").splitlines()))
+    adapted = adapt_model(model.path, target, folder)
+    write_text(folder / _NOTES, "\n".join(adapted.notes) + "\n")  # last, as it says that the copy is whole
+    return adapted
+
+
+_NOTES = "adapted.txt"
+_SAFE_IR_VERSION, _SAFE_OPSET = 10, 21
+"""What the oldest ONNX Runtime that tritongen supports (1.20) reads; asking the installed one takes time."""
+
+
+def _key(path: Path, target: Target) -> str:
+    stat = path.stat()
+    made_from = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, target.name, str(target.onnxruntime)]
+    return digest_json(made_from)[:16]
 
 
 def adapt_model(model: Path, target: Target, folder: Path) -> Adapted:
