@@ -67,7 +67,7 @@ def judge(
             found="validation data without labels",
             expected="an array of labels beside the inputs (data.labels names it)",
         )
-    return _by_outputs(pairs, settings, precision, synthetic=dataset.synthetic)
+    return _by_outputs(pairs, settings, precision, batched=batched, synthetic=dataset.synthetic)
 
 
 class _Pairs:
@@ -188,7 +188,9 @@ def _labelled_verdict(
     )
 
 
-def _by_outputs(pairs: _Pairs, settings: AccuracySpec, precision: Precision, *, synthetic: bool) -> Accuracy:
+def _by_outputs(
+    pairs: _Pairs, settings: AccuracySpec, precision: Precision, *, batched: bool, synthetic: bool
+) -> Accuracy:
     measure = _WITHOUT_LABELS.get(settings.metric or "")
     outputs: dict[str, Closeness] = {}
     for batch, expected, found in pairs:
@@ -200,7 +202,7 @@ def _by_outputs(pairs: _Pairs, settings: AccuracySpec, precision: Precision, *, 
                     name, expected[name], _measure(measure, expected[name], synthetic=synthetic)
                 )
             outputs[name].update(expected[name], value)
-        pairs.samples += _samples(batch)
+        pairs.samples += _samples(batch) if batched else 1
     if not outputs:
         raise SpecError(
             "there is no output to judge",
@@ -233,6 +235,8 @@ def _measure(asked: str | None, reference: Array, *, synthetic: bool) -> str | N
     """
     if reference.dtype.kind not in "fV":
         return EQUAL
+    if asked == AGREEMENT and (reference.ndim == 0 or reference.shape[-1] == 1):
+        return RELATIVE_L2
     return asked or (RELATIVE_L2 if synthetic else None)
 
 
