@@ -170,7 +170,7 @@ def _announce(server: EmbeddedServer) -> None:
         versions = ", ".join(entry.version for entry in ready if entry.name == name)
         click.echo(f"  model    {name} (version {versions})")
     if names:
-        where = "" if server.http_port == 8000 else f" --url {server.http_url}"  # noqa: PLR2004
-        click.echo(f"Next: tritongen loadtest {names[0]} --rate 50 --p99-ms 50{where}")
+        # loadtest finds this server by itself, whatever its port.
+        click.echo(f"Next: tritongen loadtest {names[0]} --rate 50 --p99-ms 50")
     else:
         click.echo("  no models: the repository is empty (`tritongen build MODEL.onnx` fills it)")
