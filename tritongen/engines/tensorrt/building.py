@@ -276,8 +276,12 @@ def _attach_cache(config: Any, path: Path | None) -> Any:
 
 
 def _store_cache(config: Any, path: Path) -> None:
+    """Write the timing cache back, together with what another build may have stored meanwhile."""
+    cache = config.get_timing_cache()
+    if path.exists():
+        cache.combine(config.create_timing_cache(path.read_bytes()), True)  # noqa: FBT003
     with replacing(path) as temporary:
-        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        temporary.write_bytes(bytes(cache.serialize()))
 
 
 def read_ranges(path: Path) -> dict[str, tuple[float, float]]:

@@ -1,0 +1,1 @@
+"""Models made in code, with random weights: for speed only."""

@@ -1,0 +1,310 @@
+"""What the TensorRT benches share: models, candidates, builds that resume, measurements, results as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.models import bert, resnet50
+from tritongen.autotune.calibrate import calibrate
+from tritongen.autotune.machine import current_machine
+from tritongen.engines.tensorrt import api, building, cuda, inspection
+from tritongen.engines.tensorrt.profiles import Extent, Profile, to_text
+from tritongen.engines.tensorrt.recipes import implicit_recipe, int8_recipes
+from tritongen.engines.tensorrt.runner import TensorRTRunner
+from tritongen.files import write_text
+from tritongen.precision.int8 import quantize, write_ranges
+from tritongen.spec import Precision
+
+BATCHES = (1, 8, 64)
+ITEM = {
+    "resnet50": {"images": (3, 224, 224)},
+    "yolov8n": {"images": (3, 320, 320)},
+    "bert-large": {"input_ids": (128,), "attention_mask": (128,)},
+}
+RECIPES = {
+    # What onnxruntime.quantization's static quantization amounts to, with TensorRT's constraints.
+    "naive": replace(int8_recipes()[0], name="naive", fused_adds=False, min_channels=16),
+    "residual": int8_recipes()[0],
+    # The first convolution has three input channels; NVIDIA's own recipe leaves such ones out.
+    "residual16": replace(int8_recipes()[0], name="residual16", min_channels=16),
+    "implicit": implicit_recipe(),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One candidate: precision, where its INT8 comes from, and builder settings."""
+
+    precision: Precision
+    tf32: bool = True
+    recipe: str | None = None
+    method: str = "minmax"
+    calibrator: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    profiles: tuple[int, ...] = (64,)
+    """Batch sizes that profiles are tuned for; one alone: a profile of 1 … that size."""
+
+
+def recipe_variants(method: str = "minmax") -> dict[str, Variant]:
+    """The ladder from FP32 without TF32 to INT8 by each placement."""
+    int8 = Variant(Precision.INT8, method=method)
+    return {
+        "fp32": Variant(Precision.FP32, tf32=False),
+        "tf32": Variant(Precision.FP32),
+        "fp16": Variant(Precision.FP16),
+        "int8-implicit": replace(int8, recipe="implicit"),
+        "int8-calibrator": replace(int8, calibrator=True),
+        "int8-naive": replace(int8, recipe="naive"),
+        "int8-residual16": replace(int8, recipe="residual16"),
+        "int8-residual": replace(int8, recipe="residual"),
+    }
+
+
+@dataclass
+class Images:
+    """A calibration `Dataset` of arrays in memory."""
+
+    arrays: Mapping[str, np.ndarray]
+    synthetic: bool = True
+    labels: None = None
+
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    @property
+    def digest(self) -> str:
+        return f"bench-{self.count}"
+
+    def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, self.count, size):
+            yield {name: array[start : start + size] for name, array in self.arrays.items()}
+
+
+def inputs(model: str, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs: normal for ResNet-50, pixels for YOLOv8n, tokens for BERT."""
+    rng = np.random.default_rng(seed)
+    if model == "bert-large":
+        ids = rng.integers(0, bert.VOCABULARY, (batch, 128))
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    shape = (batch, *ITEM[model]["images"])
+    if model == "yolov8n":
+        return {"images": rng.random(shape, dtype=np.float32)}
+    return {"images": rng.standard_normal(shape, dtype=np.float32)}
+
+
+def source(model: str, work: Path, given: Path | None = None) -> Path:
+    """The FP32 ONNX file, made in code (or, for YOLOv8n, folded from the one given)."""
+    path = work / f"{model}.onnx"
+    if path.exists():
+        return path
+    if model == "resnet50":
+        return resnet50.write(path)
+    if model == "bert-large":
+        return bert.write(path)
+    from tritongen.precision.fixed_shapes import fix_shapes
+
+    if given is None:
+        raise SystemExit("--yolo: where is nudenet's 320n.onnx?")
+    return fix_shapes(given, {"images": (3, 320, 320)}, path)
+
+
+def rewritten(model: str, variant: Variant, work: Path) -> Path:
+    """The ONNX file that a variant is built from, with Q/DQ nodes or with a ranges file beside it."""
+    plain = work / f"{model}.onnx"
+    if variant.recipe is None:
+        return plain
+    recipe = RECIPES[variant.recipe]
+    out = work / f"{model}.{variant.recipe}.{variant.method}.onnx"
+    if not out.exists():
+        found = calibrate(
+            plain,
+            recipe,
+            Images(inputs(model, 16, seed=1)),
+            work / "calibration" / model / variant.recipe,
+            model_digest=model,
+            batch_size=4,
+        )
+        ranges = found.by(variant.method)
+        (write_ranges if recipe.implicit else quantize)(plain, ranges, recipe, out)
+    return out
+
+
+def profiles(model: str, sizes: tuple[int, ...]) -> tuple[Profile, ...]:
+    """Profiles tuned for each size; a single size takes everything from batch 1 on."""
+    lows = [1, *(size + 1 for size in sizes)]
+    return tuple(
+        {name: Extent((low, *dims), (size, *dims), (size, *dims)) for name, dims in ITEM[model].items()}
+        for low, size in zip(lows, sizes, strict=False)
+    )
+
+
+def build(model: str, name: str, variant: Variant, work: Path, cache: Path | None) -> dict[str, Any]:
+    """Build (or find) WORK/MODEL.NAME.plan; its record lies beside it."""
+    plan, record = work / f"{model}.{name}.plan", work / f"{model}.{name}.json"
+    if plan.exists() and record.exists():
+        return json.loads(record.read_text())
+    trt = api.load()
+    onnx_file = rewritten(model, variant, work)
+    settings = building.Settings(
+        precision=variant.precision,
+        tf32=variant.tf32,
+        profiles=profiles(model, variant.profiles),
+        **variant.settings,
+    )
+    ranges = onnx_file.with_suffix(".ranges.json")
+    if variant.recipe == "implicit":
+        settings = replace(settings, ranges=building.read_ranges(ranges))
+    if variant.calibrator:
+        from tritongen.engines.tensorrt.calibrator import entropy_calibrator
+
+        largest = variant.profiles[0]
+        data = Images(inputs(model, 2 * largest, seed=1))
+        settings = replace(
+            settings,
+            calibrator=entropy_calibrator(trt, data.batches(largest), largest, work / f"{model}.calibration"),
+        )
+    started = time.perf_counter()
+    content = building.build_plan(trt, onnx_file, settings, timing_cache=cache)
+    seconds = time.perf_counter() - started
+    plan.write_bytes(content)
+    found = {
+        "model": model,
+        "variant": name,
+        "build_seconds": round(seconds, 1),
+        "plan_bytes": len(content),
+        "profiles": to_text(settings.profiles),
+    }
+    record.write_text(json.dumps(found))
+    return found
+
+
+def build_in_child(script: str, arguments: list[str], log: Path, timeout_s: float) -> bool:
+    """Run a script in a process of its own; False if it failed or took too long."""
+    with log.open("ab") as stream:
+        try:
+            done = subprocess.run(
+                [sys.executable, script, *arguments],
+                stdout=stream,
+                stderr=stream,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return done.returncode == 0
+
+
+@dataclass
+class Point:
+    """What `measure` found at one batch size."""
+
+    median_ms: float
+    p99_ms: float
+    per_second: float
+    iterations: int
+    spread: float
+    """Half the distance between the 5th and the 95th percentile, as a share of the median."""
+
+
+def measure(runner: TensorRTRunner, feeds: Mapping[str, np.ndarray], seconds: float = 1.0) -> Point:
+    """Warm up for 0.2 s, then step for `seconds`; times are CUDA events."""
+    runner.prepare(feeds)
+    end = time.perf_counter() + 0.2
+    while time.perf_counter() < end:
+        runner.step()
+    times: list[int] = []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(times) < 20:
+        times.append(runner.step())
+    wall = time.perf_counter() - begin
+    raw = np.asarray(times) / 1e6
+    low, middle, high = np.percentile(raw, [5, 50, 95])
+    batch = len(next(iter(feeds.values())))
+    return Point(
+        round(float(middle), 4),
+        round(float(np.percentile(raw, 99)), 4),
+        round(batch * len(times) / wall, 1),
+        len(times),
+        round(float((high - low) / 2 / middle), 4),
+    )
+
+
+def layer_table(plan: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Time by precision, the number and time of reformats, and the ten slowest layers."""
+    with TensorRTRunner(plan, cuda_graph=False, transfers=False) as runner:
+        runner.prepare(feeds)
+        layers = inspection.profile_layers(api.load(), runner)
+    by_precision: dict[str, float] = {}
+    for layer in layers:
+        kind = "reformat" if layer.reformat else layer.precision
+        by_precision[kind] = round(by_precision.get(kind, 0.0) + (layer.time_ms or 0.0), 4)
+    slowest = sorted(layers, key=lambda layer: -(layer.time_ms or 0.0))[:10]
+    return {
+        "layers": len(layers),
+        "reformats": sum(layer.reformat for layer in layers),
+        "ms_by_precision": by_precision,
+        "weighted_not_int8": [layer.name for layer in layers if layer.weighted and layer.precision != "int8"][
+            :20
+        ],
+        "slowest": [
+            {
+                "name": layer.name[:120],
+                "precision": layer.precision,
+                "tactic": layer.tactic[:100],
+                "ms": round(layer.time_ms or 0, 4),
+            }
+            for layer in slowest
+        ],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers were taken."""
+    name, capability = cuda.device_name()
+    found = current_machine()
+    return {
+        "gpu": name,
+        "compute_capability": capability,
+        "driver": found.driver,
+        "cuda_driver": cuda.driver_version(),
+        "tensorrt": str(api.load().__version__),
+        "cpu": found.cpu,
+        "cores": found.cores,
+        "clocks": clocks(),
+    }
+
+
+def clocks() -> dict[str, Any]:
+    """SM and memory clock in MHz, temperature, and why the clocks are held back, through NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return {
+            "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+            "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+            "celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+            "throttle_reasons": pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+        }
+    except Exception as error:  # noqa: BLE001  (numbers without clocks are better than none)
+        return {"error": str(error)}
+
+
+def store(out: Path, results: Mapping[str, Any]) -> None:
+    """Write results with the command that made them."""
+    record = {"command": " ".join(["python", *sys.argv]), **results}
+    write_text(out, json.dumps(record, indent=1) + os.linesep)

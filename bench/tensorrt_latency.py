@@ -1,0 +1,104 @@
+"""Table 1: latency of each candidate at batch 1, 8 and 64 against the same model's plain FP32 engine.
+
+    python bench/tensorrt_latency.py --work DIR --out OUT.json --models resnet50,yolov8n
+
+Builds run one after the other in processes of their own, go on where they stopped, and end with the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import tensorrt_common as common
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--models", default="resnet50,yolov8n,bert-large")
+    parser.add_argument("--variants", default="")
+    parser.add_argument("--yolo", type=Path)
+    parser.add_argument("--level", type=int, help="builder_optimization_level")
+    parser.add_argument("--budget", type=float, default=450.0, help="seconds")
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--phase", choices=("build", "measure", "all", "one"), default="all")
+    return parser.parse_args()
+
+
+def variants(model: str, wanted: str, level: int | None) -> dict[str, common.Variant]:
+    found = common.recipe_variants()
+    if model == "bert-large":
+        found = {name: found[name] for name in ("fp32", "tf32", "fp16")}
+    names = [name for name in wanted.split(",") if name in found] if wanted else list(found)
+    settings = {} if level is None else {"optimization_level": level}
+    return {name: replace(found[name], settings=settings) for name in names}
+
+
+def build_all(args: argparse.Namespace, deadline: float) -> None:
+    for model in args.models.split(","):
+        common.source(model, args.work, args.yolo)
+        for name in variants(model, args.variants, args.level):
+            left = deadline - time.perf_counter()
+            if left < 5:
+                print("budget used up: run the same command again", flush=True)
+                return
+            started = time.perf_counter()
+            arguments = ["--phase", "one", "--work", str(args.work), "--models", model, "--variants", name]
+            arguments += ["--cache", str(args.cache)] if args.cache else []
+            arguments += ["--level", str(args.level)] if args.level is not None else []
+            fine = common.build_in_child(__file__, arguments, args.work / f"{model}.{name}.log", left)
+            print(
+                f"{model} {name}: {'built' if fine else 'FAILED'} in {time.perf_counter() - started:.0f} s",
+                flush=True,
+            )
+
+
+def measured(args: argparse.Namespace) -> list[dict[str, object]]:
+    results = []
+    for model in args.models.split(","):
+        for name in variants(model, args.variants, args.level):
+            plan = args.work / f"{model}.{name}.plan"
+            if not plan.exists():
+                continue
+            record = json.loads((args.work / f"{model}.{name}.json").read_text())
+            points = []
+            for graph, transfers in ((True, False), (False, False), (True, True)):
+                with common.TensorRTRunner(plan, cuda_graph=graph, transfers=transfers) as runner:
+                    memory = runner.device_bytes
+                    for batch in common.BATCHES:
+                        point = common.measure(runner, common.inputs(model, batch), 0.5)
+                        points.append(
+                            {"batch": batch, "cuda_graph": graph, "transfers": transfers, **asdict(point)}
+                        )
+            table = common.layer_table(plan, common.inputs(model, 64))
+            results.append({**record, "device_bytes": memory, "points": points, "layers_at_64": table,
+                            "clocks": common.clocks()})  # fmt: skip
+            best = {p["batch"]: p["median_ms"] for p in points if p["cuda_graph"] and not p["transfers"]}
+            print(f"{model:10} {name:16} built {record['build_seconds']:6.1f} s  "
+                  + "  ".join(f"B={b} {ms:.3f}" for b, ms in best.items()), flush=True)  # fmt: skip
+    return results
+
+
+def main() -> int:
+    args = parse()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.phase == "one":
+        ((name, variant),) = variants(args.models, args.variants, args.level).items()
+        common.build(args.models, name, variant, args.work, args.cache)
+        return 0
+    deadline = time.perf_counter() + args.budget
+    if args.phase in ("build", "all"):
+        build_all(args, deadline)
+    if args.phase in ("measure", "all") and args.out:
+        common.store(args.out, {"machine": common.machine(), "results": measured(args)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

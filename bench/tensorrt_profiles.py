@@ -1,0 +1,119 @@
+"""Table 3: ResNet-50 FP16: own profiles or a wide one, CUDA graphs, builder settings, k contexts, caches.
+
+python bench/tensorrt_profiles.py --work DIR --out OUT.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import tensorrt_common as common
+
+from tritongen.autotune.latency import Effort
+from tritongen.autotune.latency import measure as measure_together
+from tritongen.spec import Precision
+
+PLAIN = common.Variant(Precision.FP16)
+VARIANTS = {
+    "wide-cold": PLAIN,
+    "wide-cached": PLAIN,
+    "own-profiles": replace(PLAIN, profiles=(1, 8, 64)),
+    "level-1": replace(PLAIN, settings={"optimization_level": 1}),
+    "level-2": replace(PLAIN, settings={"optimization_level": 2}),
+    "level-4": replace(PLAIN, settings={"optimization_level": 4}),
+    "timing-x8": replace(PLAIN, settings={"timing_iterations": 8}),
+    "jit-only": replace(PLAIN, settings={"tactic_sources": ("JIT_CONVOLUTIONS",)}),
+    "no-aux-streams": replace(PLAIN, settings={"aux_streams": 0}),
+    "sparsity": replace(PLAIN, settings={"sparsity": True}),
+}
+CONTEXTS = (1, 2, 4)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--budget", type=float, default=450.0, help="seconds")
+    parser.add_argument("--phase", choices=("build", "measure", "all", "one"), default="all")
+    return parser.parse_args()
+
+
+def cache_of(name: str, work: Path) -> Path | None:
+    """The wide profile is built twice with one cache: cold, then reused. Others start from that cache."""
+    return work / "profiles.timing" if name.startswith(("wide", "own")) else None
+
+
+def build_all(args: argparse.Namespace) -> None:
+    common.source("resnet50", args.work)
+    deadline = time.perf_counter() + args.budget
+    for name in args.variants.split(","):
+        left = deadline - time.perf_counter()
+        if left < 5:
+            print("budget used up: run the same command again", flush=True)
+            return
+        arguments = ["--phase", "one", "--work", str(args.work), "--variants", name]
+        fine = common.build_in_child(__file__, arguments, args.work / f"profiles.{name}.log", left)
+        print(f"{name}: {'built' if fine else 'FAILED'}", flush=True)
+
+
+def measured(args: argparse.Namespace) -> list[dict[str, object]]:
+    results = []
+    for name in args.variants.split(","):
+        plan = args.work / f"resnet50.{name}.plan"
+        if not plan.exists():
+            continue
+        record = json.loads((args.work / f"resnet50.{name}.json").read_text())
+        points = []
+        for graph in (True, False):
+            with common.TensorRTRunner(plan, cuda_graph=graph, transfers=False) as runner:
+                for batch in common.BATCHES:
+                    point = common.measure(runner, common.inputs("resnet50", batch), 0.4)
+                    points.append({"batch": batch, "cuda_graph": graph, **asdict(point)})
+        results.append({**record, "points": points, "contexts": contexts(plan) if "own" in name else []})
+        print(name, record["build_seconds"], [(p["batch"], p["cuda_graph"], p["median_ms"]) for p in points],
+              flush=True)  # fmt: skip
+    return results
+
+
+def contexts(plan: Path) -> list[dict[str, object]]:
+    """k runners at once, each with its own stream, transfers included: inferences/s and latency."""
+    found = []
+    for count in CONTEXTS:
+        runners = [common.TensorRTRunner(plan) for _ in range(count)]
+        for runner in runners:
+            runner.__enter__()
+        try:
+            for batch in common.BATCHES:
+                feeds = common.inputs("resnet50", batch)
+                point, _ = measure_together(runners, feeds, batch, {}, Effort(), name="p")
+                found.append({"contexts": count, "batch": batch, "median_ms": round(point.median_ms, 4),
+                              "p99_ms": round(point.p99_ms, 4), "per_second": round(point.throughput, 1),
+                              "device_bytes": runners[-1].device_bytes})  # fmt: skip
+        finally:
+            for runner in runners:
+                runner.__exit__(None, None, None)
+    return found
+
+
+def main() -> int:
+    args = parse()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.phase == "one":
+        name = args.variants
+        common.build("resnet50", name, VARIANTS[name], args.work, cache_of(name, args.work))
+        return 0
+    if args.phase in ("build", "all"):
+        build_all(args)
+    if args.phase in ("measure", "all") and args.out:
+        common.store(args.out, {"machine": common.machine(), "results": measured(args)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
