@@ -31,12 +31,27 @@ def check_valid(model: ModelProto, path: Path) -> None:
     for node, opsets in walk_nodes(model):
         if (node.domain, node.op_type) not in local:
             _check_operator(node, opsets, path)
+    _check_outputs(model.graph, path)
     _tolerate_what_engines_tolerate(model)
     _hide_dropped_values(model)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: text that is not UTF-8
         raise _explain(str(error), model.graph, path) from error
+
+
+def _check_outputs(graph: GraphProto, path: Path) -> None:
+    """ModelError for an output that nothing makes, which older checkers let pass."""
+    made = {name for node in graph.node for name in node.output}
+    made |= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    made |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for value in graph.output:
+        if value.name not in made:
+            raise ModelError(
+                f"{path}: output '{value.name}' is made by no node",
+                expected="the output of a node, an input or an initializer",
+                fix="export the model again",
+            )
 
 
 def _check_operator(node: NodeProto, opsets: dict[str, int], path: Path) -> None:
