@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kserve import MODEL, Act, NullServer, freezing
+from tests.kserve import MODEL, Act, Behaviour, NullServer, freezing
 from tritongen.cli import run
 from tritongen.errors import InputError, ServerError
 from tritongen.loadtest.run import run_load_test
@@ -24,12 +25,31 @@ from tritongen.runs.events import Event
 from tritongen.runs.loadtest import LoadOutcome, LoadReport
 from tritongen.slo import parse_slo
 
-SHORT: dict[str, Any] = {"duration_s": 1.2, "warmup_s": 0.2, "timeout_s": 0.5, "batch_size": 1}
+SHORT: dict[str, Any] = {"duration_s": 1.0, "warmup_s": 0.1, "timeout_s": 0.4, "batch_size": 1}
 
 
 def load(url: str, *slos: str, **settings: Any) -> LoadReport:
     wanted = {**SHORT, **settings}
     return run_load_test(Settings(MODEL, url, slos=tuple(map(parse_slo, slos)), **wanted))
+
+
+def when(server: NullServer, inferences: int, act: Callable[[], None]) -> threading.Thread:
+    """Do something to the server once it has been asked this often."""
+
+    def wait() -> None:
+        wait_for_load(server, inferences)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def both(behaviour: Behaviour, **settings: Any) -> list[LoadReport]:
+    """The same load test over HTTP and over gRPC, on a server each, at the same time."""
+    with NullServer(behaviour) as http, NullServer(behaviour) as grpc, ThreadPoolExecutor() as pool:
+        tests = [pool.submit(load, url, **settings) for url in (http.http_url, grpc.grpc_url)]
+        return [test.result() for test in tests]
 
 
 def causes(report: LoadReport) -> dict[str, int]:
@@ -43,7 +63,7 @@ def test_open_loop_sends_the_whole_schedule(protocol: str) -> None:
     assert report.outcome is LoadOutcome.MEASURED
     assert report.protocol == protocol
     assert report.answered == report.requests
-    assert 120 < report.requests < 280
+    assert 110 < report.requests < 250
     assert report.server == "null-server 1"
     assert report.server_figures is None
     assert report.server_figures_note is not None
@@ -51,14 +71,12 @@ def test_open_loop_sends_the_whole_schedule(protocol: str) -> None:
     assert server.inferences > report.requests
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_closed_loop_keeps_that_many_in_flight(protocol: str) -> None:
-    with NullServer(lambda _number, _elapsed: Act(delay_s=0.02)) as server:
-        report = load(server.http_url if protocol == "http" else server.grpc_url, concurrency=4, workers=2)
-    # Four callers, 20 ms each: at most 200 a second, however fast the machine is.
-    assert 0 < report.requests_per_s <= 201
-    assert report.answered == report.requests
-    assert any("closed loop" in note for note in report.notes)
+def test_closed_loop_keeps_that_many_in_flight() -> None:
+    for report in both(lambda _number, _elapsed: Act(delay_s=0.02), concurrency=4, workers=2):
+        # Four callers, 20 ms each: at most 200 a second, however fast the machine is.
+        assert 0 < report.requests_per_s <= 205
+        assert report.answered == report.requests
+        assert any("closed loop" in note for note in report.notes)
 
 
 def test_both_protocols_and_several_workers_send_the_same_schedule() -> None:
@@ -74,7 +92,7 @@ def test_both_protocols_and_several_workers_send_the_same_schedule() -> None:
 
 def test_freezes_show_in_the_open_loop_and_hide_in_the_closed_one() -> None:
     """The reason for open loops: a caller that waits for answers sends next to nothing into a freeze."""
-    timing = {"duration_s": 6.4, "warmup_s": 0.4, "timeout_s": 5.0}
+    timing = {"duration_s": 4.6, "warmup_s": 0.1, "timeout_s": 5.0}
     with NullServer(freezing(2.0, 0.5)) as server, ThreadPoolExecutor() as pool:
         tests = [
             pool.submit(load, server.http_url, **mode, **timing)
@@ -87,28 +105,26 @@ def test_freezes_show_in_the_open_loop_and_hide_in_the_closed_one() -> None:
     assert (closed.response_ms.maximum or 0) > 300
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize(
     ("kind", "found"),
     [
-        ("refuse", {"http": "HTTP 503", "grpc": "gRPC UNAVAILABLE"}),
-        ("garbage", {"http": "not a KServe v2 answer", "grpc": "not a KServe v2 answer"}),
-        ("drop", {"http": "connection lost", "grpc": "gRPC INTERNAL"}),
-        ("hang", {"http": "timed out", "grpc": "timed out"}),
+        ("refuse", ("HTTP 503", "gRPC UNAVAILABLE")),
+        ("garbage", ("not a KServe v2 answer", "not a KServe v2 answer")),
+        ("drop", ("connection lost", "gRPC INTERNAL")),
+        ("hang", ("timed out", "timed out")),
     ],
 )
-def test_failed_requests_are_data(protocol: str, kind: Any, found: dict[str, str]) -> None:
+def test_failed_requests_are_data(kind: Any, found: tuple[str, str]) -> None:
     def behave(number: int, _elapsed_s: float) -> Act:
         return Act(kind if number % 5 == 4 else "answer")
 
-    with NullServer(behave) as server:
-        report = load(server.http_url if protocol == "http" else server.grpc_url, rate=100)
-    assert set(causes(report)) == {found[protocol]}
-    assert 0.1 < 1 - report.answered / report.requests < 0.3
-    assert report.response_ms.percentiles["p50"] is not None
-    assert report.response_ms.percentiles["p99"] is None
-    if kind == "refuse":
-        assert "queue is full" in report.failures[0].message
+    for report, cause in zip(both(behave, rate=100), found, strict=True):
+        assert set(causes(report)) == {cause}
+        assert 0.1 < 1 - report.answered / report.requests < 0.3
+        assert report.response_ms.percentiles["p50"] is not None
+        assert report.response_ms.percentiles["p99"] is None
+        if kind == "refuse":
+            assert "queue is full" in report.failures[0].message
 
 
 def test_a_hung_server_ends_in_bounded_time_and_memory() -> None:
@@ -116,21 +132,19 @@ def test_a_hung_server_ends_in_bounded_time_and_memory() -> None:
         return Act("answer" if number < 1 else "hang")
 
     with NullServer(behave) as server:
-        begun = time.monotonic()
-        report = load(server.http_url, "p99<=20ms", rate=400, max_in_flight=20)
-        took = time.monotonic() - begun
+        report = load(server.http_url, "p99<=10s", rate=400, max_in_flight=20)
     assert report.outcome is LoadOutcome.ERROR
     assert set(causes(report)) == {"timed out", "not sent: in-flight limit reached"}
-    assert took < 15
-    # Each of the 20 places is free again after the time-out of half a second.
+    # Each of the 20 places is free again after the time-out, and not sooner.
     assert causes(report)["timed out"] <= 20 * 4
 
 
 @pytest.mark.parametrize("mode", [{"rate": 100}, {"concurrency": 3}])
 def test_a_server_that_dies_in_mid_run_is_an_error_with_a_whole_report(mode: dict[str, Any]) -> None:
-    with NullServer() as server:
-        threading.Timer(1.5, server.die).start()
-        report = load(server.http_url, "p99<=1000ms", **{**mode, "duration_s": 2.5})
+    with NullServer(lambda _number, _elapsed: Act(delay_s=0.01)) as server:
+        killer = when(server, 60, server.die)
+        report = load(server.http_url, "p99<=1000ms", **{**mode, "duration_s": 2.0})
+        killer.join()
     assert report.outcome is LoadOutcome.ERROR
     assert "stopped answering" in report.reasons[0]
     assert "connection refused" in causes(report)
@@ -147,9 +161,10 @@ def test_a_server_that_comes_back_is_used_again(protocol: str) -> None:
             time.sleep(0.3)
             second.__enter__()
 
-        threading.Timer(1.0, restart).start()
+        restarter = when(first, 40, restart)
         url = first.http_url if protocol == "http" else first.grpc_url
-        report = load(url, "error_rate<=50%", rate=100, duration_s=5.0)
+        report = load(url, "error_rate<=50%", rate=100, duration_s=4.0)
+        restarter.join()
         second.__exit__()
     assert report.outcome is not LoadOutcome.ERROR
     assert report.failures
@@ -165,7 +180,7 @@ def test_slow_answers_make_the_backlog_grow_and_the_test_fail() -> None:
         return Act(delay_s=free_at - elapsed_s)
 
     with NullServer(one_at_a_time) as server:
-        report = load(server.http_url, "throughput>=150req/s", rate=150, duration_s=3.0, timeout_s=5.0)
+        report = load(server.http_url, "throughput>=200req/s", rate=200, duration_s=2.0, timeout_s=5.0)
     assert report.outcome is LoadOutcome.FAIL
     assert any("overload" in reason for reason in report.reasons)
 

@@ -57,7 +57,7 @@ def judge(text: str, seen: Evidence) -> Objective:
         (evidence(GOOD), LoadOutcome.PASS, "p99<=20ms"),
         (evidence(BAD), LoadOutcome.FAIL, "p99<=20ms"),
         (evidence(BORDER), LoadOutcome.INVALID, "cannot tell"),
-        (evidence(GOOD[:1000]), LoadOutcome.INVALID, "too few"),
+        (evidence(GOOD[:1000]), LoadOutcome.INVALID, "a PASS takes at least 2500"),
         # The server being gone says more than everything else, a late sender more than any latency …
         (evidence(BAD, lag_ms=50, server_gone="refused"), LoadOutcome.ERROR, "stopped answering: refused"),
         (evidence(BAD, lag_ms=50), LoadOutcome.INVALID, "client-limited"),

@@ -24,6 +24,7 @@ import pytest
 from tests import models
 from tests.conftest import SaveModel
 from tests.repository_models import built, to_write
+from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.errors import ModelError, RepositoryError, SpecError
 from tritongen.files import digest_files
 from tritongen.repository import swap
@@ -178,21 +179,35 @@ class TestRunnersUp:
         manifest = write_model(repository, replace(linear, runners_up=kept)).manifest
         assert [one.file for one in manifest.runners_up] == ["model.int8.onnx", "model.int8-4.onnx"]
 
-    def test_other_shapes_or_clashing_weights_are_left_out_with_a_reason(
+    def test_other_shapes_are_left_out_with_a_reason(
+        self, linear: ModelToWrite, repository: Path, tmp_path: Path
+    ) -> None:
+        path = models.save(models.linear(outputs=5), tmp_path / "wider.onnx")
+        wider = built(path, tmp_path / "wider", Precision.INT8)
+        events: list[Event] = []
+        written = write_model(repository, replace(linear, runners_up=[wider]), events=events.append)
+        assert written.manifest.runners_up == ()
+        assert [e.message for e in events if e.status == "warning" and "other shapes" in e.message]
+
+    def test_weights_files_of_one_name_do_not_meet(
         self, save_model: SaveModel, repository: Path, tmp_path: Path
     ) -> None:
         model = to_write(save_model("linear", external=True), tmp_path / "runs")
-        wider = built(
-            models.save(models.linear(outputs=5), tmp_path / "wider.onnx"), tmp_path / "a", Precision.INT8
-        )
-        clashing = built(
-            models.save(models.linear(seed=9), tmp_path / "clash/linear.onnx", external=True), tmp_path / "b"
-        )
-        events: list[Event] = []
-        written = write_model(repository, replace(model, runners_up=[wider, clashing]), events=events.append)
-        assert written.manifest.runners_up == ()
-        warnings = [event.message for event in events if event.status == "warning"]
-        assert ["other shapes" in warnings[0], "weights file" in warnings[1]] == [True, True]
+        other = models.save(models.linear(seed=9), tmp_path / "other/linear.onnx", external=True)
+        runner_up = built(other, tmp_path / "runs/int8", Precision.INT8)
+        folder = write_model(repository, replace(model, runners_up=[runner_up])).folder
+        assert {path.name for path in (folder / "1").iterdir()} == {
+            "model.onnx",
+            "linear.onnx.data",
+            "model.int8.onnx",
+            "model.int8.linear.onnx.data",
+        }
+        x = np.arange(4, dtype=np.float32)[None]
+        for kept, source in (("model", model.winner.folder), ("model.int8", runner_up.folder)):
+            with OnnxRuntimeRunner(folder / f"1/{kept}.onnx") as ours:
+                with OnnxRuntimeRunner(source / "model.onnx") as theirs:
+                    assert np.array_equal(ours.infer({"x": x})["y"], theirs.infer({"x": x})["y"])
+        assert not list(verify_model(folder, Place(embedded())))
 
 
 class TestVersions:

@@ -166,6 +166,11 @@ class TestPorts:
         assert f"PID {os.getpid()} (" in str(caught.value.found)
         assert "--grpc-port" in str(caught.value.fix)
 
+    @pytest.mark.parametrize("port", [-1, 70000])
+    def test_a_number_that_is_no_port(self, port: int) -> None:
+        with pytest.raises(InputError, match=f"{port} is no port"):
+            check_port(port, "127.0.0.1", "--http-port")
+
     def test_an_address_of_another_machine(self) -> None:
         with pytest.raises(InputError, match=r"cannot listen on 192\.0\.2\.1:8000"):
             check_port(8000, "192.0.2.1", "--http-port")

@@ -26,6 +26,7 @@ from tritongen.serving.statistics import ModelStatistics
 
 _TICK_S = 0.25
 _LEAST_PROBE_TIMEOUT_S = 10.0
+_CONTROL_TIMEOUT_S = 5.0
 _GRACE_S = 10.0
 """Beyond schedule and time-out: after that the workers themselves have failed."""
 
@@ -40,7 +41,7 @@ def run_load_test(
     settings.check()
     address = parse_address(settings.url, settings.protocol)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    control = connect(f"{address.protocol}://{address.host_header}{address.prefix}")
+    control = connect(f"{address.protocol}://{address.host_header}{address.prefix}", _CONTROL_TIMEOUT_S)
     try:
         model = describe(control, settings.model, settings.version)
         check_batch_size(model, settings.batch_size)

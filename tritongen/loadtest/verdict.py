@@ -203,13 +203,13 @@ def _share_objective(
     reason = (
         f"measured {shown}; {judged.share:.3%} of {judged.requests} requests are over the limit "
         f"(truth: {judged.interval.low:.3%} to {judged.interval.high:.3%}, allowed {allowed:.3%})"
-        if judged.requests >= statistics.FIRST_LOOK
-        else f"measured {shown}; {judged.reason}"
+        if judged.requests >= statistics.FEWEST_TO_FAIL
+        else f"measured {shown}"
     )
     needed = None
     if judged.decision is Decision.UNDECIDED:
         needed = _requests_needed(judged, allowed)
-        reason += ": cannot tell" + _how_long(needed, judged.requests, evidence)
+        reason += f": cannot tell, since {judged.reason}" + _how_long(needed, judged.requests, evidence)
     return Objective(
         slo=slo.text,
         outcome=judged.decision.value,
@@ -239,7 +239,7 @@ def _requests_needed(judged: statistics.ShareJudgement, allowed: float) -> int |
 def _how_long(needed: int | None, requests: int, evidence: Evidence) -> str:
     """What to do about an undecided objective, in requests and in time."""
     if needed is None:
-        return "; the truth is so close to the limit that no practical run decides it"
+        return "; the truth seems too close to the limit for any practical run to tell"
     if not requests:
         return ""
     # The warm-up is part of the duration, and grows with it up to five seconds.
