@@ -246,7 +246,10 @@ def test_a_kill_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
     )
     repository = small_repository(tmp_path / "repository")
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, str(repository)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(repository)],
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # a dead parent cannot remove the scratch folder
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert parent.stdout is not None
     with parent:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tritongen.errors import InputError, RequirementError
 
 LISTEN = "0A"
+MAXIMUM_PORT = 65535
 
 
 def ipv4_address(host: str) -> str:
@@ -36,6 +37,10 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 def check_port(port: int, host: str, flag: str) -> None:
     """RequirementError naming who holds `port`; `flag` is the option that chooses another."""
+    if not 0 < port <= MAXIMUM_PORT:
+        raise InputError(
+            f"{port} is no port", expected="1 … 65535, or 0 for any free one", fix=f"mend {flag}"
+        )
     with socket.socket() as probe:
         # As servers do: a port whose last connections are still in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
