@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,8 @@ def prepare(model: Path, out: Path, *, min_opset: int) -> Path:
         _drop_overridable_inputs(proto)
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
-        save(_raised(proto, min_opset, model), raised)
+        _raise_opset(proto, min_opset, model)
+        save(proto, raised)
         del proto
         folded = Path(scratch) / "folded.onnx"
         _fold(raised, folded)
@@ -86,44 +86,49 @@ def opset_of(proto: Any) -> int:
     return max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-@contextmanager
-def without_weights(proto: Any) -> Iterator[None]:
-    """Inside the block the model has graph inputs in place of its large weights.
+def _without_weights(proto: Any) -> Any:
+    """A copy that has graph inputs in place of the large weights.
 
     Converters and shape inference copy the whole model several times; they need types, not weights.
     """
+    light = onnx.ModelProto(ir_version=proto.ir_version, producer_name=proto.producer_name)
+    light.opset_import.extend(proto.opset_import)
     graph = proto.graph
-    large = [tensor for tensor in graph.initializer if initializer_bytes(tensor) > _SMALL_BYTES]
-    small = [tensor for tensor in graph.initializer if initializer_bytes(tensor) <= _SMALL_BYTES]
-    names = {tensor.name for tensor in large}
-    stubs = [onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large]
-    _replace(graph.initializer, small)
-    graph.input.extend(stubs)
-    try:
-        yield
-    finally:
-        graph.initializer.extend(large)
-        _replace(graph.input, [value for value in graph.input if value.name not in names])
+    light.graph.name = graph.name or "graph"
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(graph, field))
+    for tensor in graph.initializer:
+        if initializer_bytes(tensor) <= _SMALL_BYTES:
+            light.graph.initializer.add().CopyFrom(tensor)
+        else:
+            stub = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            light.graph.input.append(stub)
+    return light
 
 
-def _raised(proto: Any, min_opset: int, model: Path) -> Any:
+def _raise_opset(proto: Any, min_opset: int, model: Path) -> None:
+    """Convert in place; the large weights never leave the model."""
     found = opset_of(proto)
     proto.ir_version = max(proto.ir_version, 7)
     if found >= min_opset:
-        return proto
-    with without_weights(proto):
-        try:
-            raised = onnx.version_converter.convert_version(proto, min_opset)
-        except Exception as error:
-            raise BuildError(
-                f"{model.name} cannot be raised from opset {found} to {min_opset}, which INT8 needs",
-                found=" ".join(str(error).split()),
-                fix=f"export the model again with opset {min_opset} or higher",
-            ) from error
-    weights = {t.name: t for t in proto.graph.initializer if initializer_bytes(t) > _SMALL_BYTES}
-    raised.graph.initializer.extend(weights.values())
-    _drop_overridable_inputs(raised)
-    return raised
+        return
+    try:
+        raised = onnx.version_converter.convert_version(_without_weights(proto), min_opset)
+    except Exception as error:
+        raise BuildError(
+            f"{model.name} cannot be raised from opset {found} to {min_opset}, which INT8 needs",
+            found=" ".join(str(error).split()),
+            fix=f"export the model again with opset {min_opset} or higher",
+        ) from error
+    graph = proto.graph
+    for index in reversed(range(len(graph.initializer))):
+        if initializer_bytes(graph.initializer[index]) <= _SMALL_BYTES:
+            del graph.initializer[index]
+    for field in ("node", "input", "output", "value_info"):
+        _replace(getattr(graph, field), getattr(raised.graph, field))
+    graph.initializer.extend(raised.graph.initializer)
+    _replace(proto.opset_import, raised.opset_import)
+    _drop_overridable_inputs(proto)
 
 
 def _fold(source: Path, target: Path) -> None:
@@ -147,8 +152,7 @@ def _fold(source: Path, target: Path) -> None:
 
 
 def _infer_shapes(proto: Any) -> None:
-    with without_weights(proto):
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(_without_weights(proto), data_prop=True)
     _replace(proto.graph.value_info, inferred.graph.value_info)
 
 
