@@ -16,6 +16,7 @@ from tests import models
 from tests.models import ints, model, save, value, weights
 from tritongen.autotune.batch_axis import Infer, Tensors, confirm_batch_axis
 from tritongen.graph import BatchAxis, BatchStatus, Graph, inspect_model
+from tritongen.samples import open_dataset
 from tritongen.shapes import resolve_inputs
 
 
@@ -116,6 +117,23 @@ def test_sizes_that_depend_on_the_other_items_are_refuted(tmp_path: Path) -> Non
     nodes = [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("MatMul", ["x", "t"], ["y"])]
     batch = confirmed(model(nodes, [value("x", ["N", 4])], [value("y", ["N", "M"])]), tmp_path)
     assert "its size depends on the other items" in batch.reason
+
+
+def test_real_samples_are_used_where_there_are_three(tmp_path: Path) -> None:
+    graph = inspect_model(save(models.relu(), tmp_path / "m.onnx"))
+    seen: list[float] = []
+
+    def infer(inputs: Tensors) -> dict[str, Any]:
+        x = np.asarray(inputs["x"], np.float32)
+        seen.append(float(x.max()))
+        return {"y": x}
+
+    for count, real in ((5, True), (2, False)):
+        seen.clear()
+        np.save(tmp_path / "d.npy", np.full((count, 4), 1000, np.float32))
+        data = open_dataset(str(tmp_path / "d.npy"), graph)
+        assert confirm_batch_axis(graph, resolve_inputs(graph, {}, {}), infer, dataset=data).usable
+        assert (seen == [1000.0] * 4) is real
 
 
 def test_random_graphs_are_refuted_with_a_hint(tmp_path: Path) -> None:

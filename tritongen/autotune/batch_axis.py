@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritongen.graph import BatchAxis, BatchStatus, Graph
-from tritongen.samples import synthetic_dataset
+from tritongen.samples import Arrays, Dataset, stack, synthetic_dataset
 from tritongen.shapes import ResolvedInput
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -39,9 +40,16 @@ class _Tolerance:
 
 
 def confirm_batch_axis(
-    graph: Graph, inputs: Sequence[ResolvedInput], infer: Infer, seed: int = 0
+    graph: Graph,
+    inputs: Sequence[ResolvedInput],
+    infer: Infer,
+    seed: int = 0,
+    *,
+    dataset: Dataset | None = None,
 ) -> BatchAxis:
-    """CONFIRMED or REFUTED by running `infer` on three made-up items, together and one by one.
+    """CONFIRMED or REFUTED by running `infer` on three items, together and one by one.
+
+    The items are the first three of `dataset` where it has three of equal shapes, and made up otherwise.
 
     `inputs` are per item (`shapes.resolve_inputs` of a graph that declares a batch axis), and `infer` maps
     inputs by name to outputs by name; whatever it raises refutes. Returns what is known where the shapes
@@ -49,10 +57,10 @@ def confirm_batch_axis(
     """
     if not graph.batched:
         return graph.batch
-    samples = synthetic_dataset(inputs, BATCH, batched=True, seed=seed)
+    items = _items(inputs, dataset, seed)
     try:
-        singles = [_run(infer, item, 1) for item in samples.batches(1)]
-        together = _run(infer, next(samples.batches(BATCH)), BATCH)
+        singles = [_run(infer, item, 1) for item in items]
+        together = _run(infer, stack(items), BATCH)
         largest = max(_compare(graph, spec.name, together, singles) for spec in graph.outputs)
     except _RefutedError as error:
         return BatchAxis(BatchStatus.REFUTED, f"{error}{_hint(graph)}")
@@ -61,6 +69,14 @@ def confirm_batch_axis(
         f"a batch of {BATCH} was run and equals {BATCH} times a batch of 1 on every output "
         f"(largest difference {largest:.1g} of the output's range)",
     )
+
+
+def _items(inputs: Sequence[ResolvedInput], dataset: Dataset | None, seed: int) -> list[Arrays]:
+    real = list(islice(dataset.batches(1), BATCH)) if dataset is not None else []
+    shapes = [{name: array.shape for name, array in item.items()} for item in real]
+    if len(real) == BATCH and shapes.count(shapes[0]) == BATCH:
+        return real
+    return list(synthetic_dataset(inputs, BATCH, batched=True, seed=seed).batches(1))
 
 
 def _run(infer: Infer, inputs: Tensors, batch: int) -> Mapping[str, NDArray[np.generic]]:
@@ -116,9 +132,7 @@ def _compare_floats(
     one, other = batch.astype(np.float64), joined.astype(np.float64)
     finite = np.isfinite(one) & np.isfinite(other)
     if one.size and not finite.any():
-        raise _RefutedError(
-            f"output '{name}' is nowhere finite on made-up inputs, so nothing can be compared"
-        )
+        raise _RefutedError(f"output '{name}' is nowhere finite on these inputs, so nothing can be compared")
     same_otherwise = np.array_equal(one[~finite], other[~finite], equal_nan=True)
     one, other = one[finite], other[finite]
     scale = float(np.abs(other).max(initial=0.0))
