@@ -1,0 +1,269 @@
+"""TensorRT without a GPU: profiles, CUDA graphs in config.pbtxt, the precision proof, versions by feature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import models
+from tritongen.engines import Engine, load_engine
+from tritongen.engines.tensorrt import FILENAME, TensorRTEngine, api, settings_of
+from tritongen.engines.tensorrt.building import refusal
+from tritongen.engines.tensorrt.inspection import parse_layers, prove, with_times
+from tritongen.engines.tensorrt.plan import Binding, load_error
+from tritongen.engines.tensorrt.profiles import (
+    Extent,
+    from_text,
+    profile_for,
+    profiles_per_batch_size,
+    to_text,
+    wide_profile,
+)
+from tritongen.engines.tensorrt.runner import feed
+from tritongen.engines.tensorrt.serving import graph_batch_sizes, optimization_text
+from tritongen.errors import BuildError, DataError
+from tritongen.graph import inspect_model
+from tritongen.precision.fixed_shapes import fix_shapes
+from tritongen.precision.int8 import write_ranges
+from tritongen.runs.records import Artifact, Candidate
+from tritongen.shapes import ResolvedInput
+from tritongen.spec import Precision
+from tritongen.tensors import TensorSpec, from_name
+
+IMAGE = ResolvedInput(
+    TensorSpec("x", from_name("float32"), ("n", 3, "h", 8)), (3, 4, 8), (3, 8, 8), (3, 16, 8)
+)
+
+
+def test_it_is_an_engine_and_says_what_is_missing() -> None:
+    engine: Engine = load_engine("tensorrt")
+    reason = engine.unavailable_reason()
+    assert reason is None or "TensorRT" in reason or "GPU" in reason
+
+
+def test_one_wide_profile_is_tuned_for_the_largest_batch() -> None:
+    assert to_text([wide_profile([IMAGE], 8)]) == "x=1x3x4x8:8x3x8x8:8x3x16x8"
+    assert to_text([wide_profile([IMAGE], 0)]) == "x=3x4x8:3x8x8:3x16x8"
+
+
+def test_profiles_per_batch_size_leave_no_gap() -> None:
+    found = profiles_per_batch_size([IMAGE], (8, 1, 64))
+    assert [(p["x"].min[0], p["x"].opt[0], p["x"].max[0]) for p in found] == [
+        (1, 1, 1),
+        (2, 8, 8),
+        (9, 64, 64),
+    ]
+    for batch in (1, 2, 8, 9, 64):
+        assert found[profile_for(found, {"x": (batch, 3, 8, 8)})]["x"].max[0] >= batch
+    with pytest.raises(BuildError, match="no optimization profile"):
+        profile_for(found, {"x": (65, 3, 8, 8)})
+
+
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=4), st.integers(1, 3))
+def test_profiles_survive_as_text(sizes: list[int], count: int) -> None:
+    shape = tuple(sizes)
+    profiles = [{"a:b/0": Extent(shape, shape, shape), "y": Extent((), (), ())} for _ in range(count)]
+    assert list(from_text(to_text(profiles))) == profiles
+
+
+def test_text_of_another_form_is_refused() -> None:
+    with pytest.raises(BuildError, match="profiles"):
+        from_text("x=1x3")
+
+
+@given(st.integers(1, 300))
+def test_graphs_serve_every_batch_size_and_pad_less_than_double(largest: int) -> None:
+    graphs = graph_batch_sizes(largest)
+    assert [size for low, high in graphs for size in range(low, high + 1)] == list(range(1, largest + 1))
+    assert all(high < 2 * low for low, high in graphs)
+
+
+def artifact(profiles: str, dtype: str = "float32") -> Artifact:
+    bindings = [
+        {"name": "x", "dtype": dtype, "shape": [-1, 3, -1, 8], "input": True},
+        {"name": "y", "dtype": "float32", "shape": [-1, 10], "input": False},
+    ]
+    return Artifact(
+        file=FILENAME, digest="0", size_bytes=1, build_seconds=1.0, versions={},
+        details={"profiles": profiles, "bindings": bindings},
+    )  # fmt: skip
+
+
+def test_config_names_profiles_graphs_and_the_plans_own_types() -> None:
+    text = to_text(profiles_per_batch_size([IMAGE], (1, 8)))
+    traits = TensorRTEngine().serving_traits(artifact(text, "int32"), {"cuda_graph": True})
+    assert (traits.backend, traits.filename, traits.instance_kind) == ("tensorrt", "model.plan", "KIND_GPU")
+    assert traits.profiles == ("0", "1")
+    assert str(traits.inputs[0]) == "x: int32[?, 3, ?, 8]"
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    config = model_config_pb2.ModelConfig()
+    text_format.Parse(f"optimization {{ {traits.optimization} }}", config)
+    cuda = config.optimization.cuda
+    assert cuda.graphs
+    found = [(s.graph_lower_bound.batch_size or s.batch_size, s.batch_size) for s in cuda.graph_spec]
+    assert found == [(1, 1), (2, 2), (3, 4), (5, 8)]
+    assert list(cuda.graph_spec[0].input["x"].dim) == [3, 8, 8]
+
+
+def test_without_graphs_or_profiles_nothing_is_said() -> None:
+    assert optimization_text([wide_profile([IMAGE], 8)], cuda_graph=False) == ""
+    assert optimization_text([], cuda_graph=True) == ""
+
+
+def layer(name: str, kind: str, tactic: str, formats: str) -> dict[str, Any]:
+    return {
+        "Name": name, "LayerType": kind, "TacticName": tactic,
+        "Inputs": [{"Name": "i", "Format/Datatype": formats}], "Outputs": [],
+    }  # fmt: skip
+
+
+INT8 = layer("conv1 + relu1", "CaskConvolution", "sm80_xmma_fprop_i8i8_i8i32_f32", "Four wide Int8 format")
+HALF = layer("conv2", "CaskConvolution", "sm80_xmma_fprop_f16f16_f16f16", "Channel major FP16 format")
+FLOAT = layer("conv3", "CaskConvolution", "sm80_xmma_fprop_f32f32", "Row major linear FP32")
+HIDDEN = layer("{ForeignNode[a...b]}", "Myelin", "", "Row major linear FP32")
+RELAYOUT = layer("Reformatting CopyNode", "Reformat", "", "Row major linear FP32")
+
+
+@pytest.mark.parametrize(
+    ("layers", "precision", "evidence"),
+    [
+        ([INT8, HALF], Precision.INT8, "PROVEN"),
+        ([HALF, FLOAT], Precision.INT8, "ABSENT"),
+        ([FLOAT, RELAYOUT], Precision.FP16, "ABSENT"),
+        ([HIDDEN], Precision.FP16, "OPAQUE"),
+        ([FLOAT], Precision.FP32, "PROVEN"),
+        (["conv1"], Precision.INT8, "OPAQUE"),
+    ],
+)
+def test_a_precision_is_proven_absent_or_opaque(
+    layers: list[Any], precision: Precision, evidence: str
+) -> None:
+    assert prove(parse_layers({"Layers": layers}), precision).evidence == evidence
+
+
+def test_the_share_goes_by_time_where_it_was_measured() -> None:
+    layers = parse_layers({"Layers": [INT8, HALF, RELAYOUT]})
+    timed = with_times(layers, {"conv1 + relu1": 3.0, "conv2": 1.0, "Reformatting CopyNode": 9.0})
+    assert prove(timed, Precision.INT8).share == pytest.approx(0.75)
+    assert "by time" in prove(timed, Precision.INT8).summary
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("expecting library version 8.6.0.12 got 8.5.1.7, please rebuild", "by 8.5.1.7, loaded by 8.6.0"),
+        ("kSERIALIZATION_VERSION failed. Version tag does not match", "serialization format"),
+        ("generated on an incompatible device, expecting compute 8.0 got compute 8.9", "this GPU has 8.0"),
+        ("", "no reason"),
+    ],
+)  # fmt: skip
+def test_load_errors_are_explained(said: str, found: str) -> None:
+    error = load_error(Path("model.plan"), said, "8.6.0")
+    assert error.found is not None
+    assert found in error.found
+    assert error.fix is not None
+
+
+def test_a_refusal_names_each_node_and_the_choices() -> None:
+    problems = [{"operator": "Foo", "node": "n1", "reason": "no importer"}]
+    error = refusal(Path("m.onnx"), problems, "10.3")
+    assert error.found == "Foo n1: no importer"
+    assert "--engine onnxruntime" in str(error.fix)
+
+
+def surface(flags: str, creation: str, config: str = "", *others: str) -> Any:
+    """A module with the names that a TensorRT version has; features are found by names alone."""
+    return SimpleNamespace(
+        BuilderFlag=SimpleNamespace(**dict.fromkeys(flags.split(), 0)),
+        NetworkDefinitionCreationFlag=SimpleNamespace(**dict.fromkeys(creation.split(), 0)),
+        IBuilderConfig=SimpleNamespace(**dict.fromkeys(config.split(), 0)),
+        TacticSource=SimpleNamespace(JIT_CONVOLUTIONS=4),
+        **dict.fromkeys(others, object),
+    )
+
+
+def test_versions_are_told_apart_by_what_they_have() -> None:
+    eight = api.features(surface("FP16 INT8 TF32 FP8", "EXPLICIT_BATCH", "", "IInt8EntropyCalibrator2"))
+    ten = api.features(
+        surface("FP16 INT8 TF32 BF16 FP8 EDITABLE_TIMING_CACHE", "EXPLICIT_BATCH STRONGLY_TYPED",
+                "tiling_optimization_level", "IInt8EntropyCalibrator2", "IProgressMonitor")
+    )  # fmt: skip
+    eleven = api.features(
+        surface("TF32 EDITABLE_TIMING_CACHE", "STRONGLY_TYPED", "tiling_optimization_level build_route",
+                "IProgressMonitor")
+    )  # fmt: skip
+    assert (eight.weakly_typed, eight.strongly_typed, eight.implicit_int8) == (True, False, True)
+    assert (ten.weakly_typed, ten.strongly_typed, ten.implicit_int8, ten.tiling) == (True, True, True, True)
+    assert (eleven.weakly_typed, eleven.strongly_typed, eleven.implicit_int8) == (False, True, False)
+    assert (eight.build_routes, ten.build_routes, eleven.build_routes) == (False, False, True)
+
+
+def test_int64_inputs_are_narrowed_only_where_they_fit() -> None:
+    binding = Binding("ids", "int32", (-1, 4), is_input=True)
+    ids = np.array([[0, 1, 2**31 - 1, -(2**31)]], np.int64)
+    np.testing.assert_array_equal(feed(binding, {"ids": ids}), ids)
+    with pytest.raises(DataError, match="beyond 32 bits"):
+        feed(binding, {"ids": ids + 1})
+    with pytest.raises(DataError, match="rank"):
+        feed(binding, {"ids": ids[0]})
+    with pytest.raises(DataError, match="missing"):
+        feed(binding, {})
+
+
+def test_options_become_settings_and_a_ranges_file_makes_int8_implicit(tmp_path: Path) -> None:
+    from tritongen.engines.tensorrt.recipes import implicit_recipe
+
+    model = models.save(models.convolutional(), tmp_path / "m.onnx")
+    out = tmp_path / "out.onnx"
+    write_ranges(model, {"x": (-1.0, 2.0)}, implicit_recipe(), out)
+    candidate = Candidate(
+        id="c", engine="tensorrt", precision=Precision.INT8,
+        options={"optimization_level": 2, "tf32": False, "profiles": "x=1x2:2x2:3x2"},
+    )  # fmt: skip
+    settings = settings_of(candidate, out)
+    assert settings.ranges == {"x": (-1.0, 2.0)}
+    assert (settings.optimization_level, settings.tf32, len(settings.profiles)) == (2, False, 1)
+    assert settings_of(candidate, model).ranges is None
+
+
+def test_fixing_shapes_folds_what_followed_from_them_and_keeps_the_batch(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "two"], ["h"]),
+        helper.make_node("Gather", ["s", "nought"], ["b"]),
+        helper.make_node("Cast", ["h"], ["hf"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["b"], ["bf"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "hf"], ["p"]),
+        helper.make_node("Mul", ["p", "bf"], ["y"]),
+    ]
+    constants = [helper.make_tensor("two", 7, [], [2]), helper.make_tensor("nought", 7, [], [0])]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", 1, ["n", 3, "h"])],
+        [helper.make_tensor_value_info("y", 1, ["n", 3, "h"])],
+        constants,
+    )  # fmt: skip
+    onnx.save(
+        helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]),
+        tmp_path / "m.onnx",
+    )
+    fixed = fix_shapes(tmp_path / "m.onnx", {"x": (3, 5)}, tmp_path / "fixed.onnx")
+    assert str(inspect_model(fixed).inputs[0]) == "x: float32[n, 3, 5]"
+    assert inspect_model(fixed).operators["Gather"] == 1
+
+    from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
+
+    x = np.ones((2, 3, 5), np.float32)
+    with OnnxRuntimeRunner(fixed) as runner:
+        np.testing.assert_array_equal(runner.infer({"x": x})["y"], 10 * x)
