@@ -218,7 +218,9 @@ def test_the_response_cache_answers_repeated_requests(tmp_path: Path) -> None:
         with InferenceServerClient(server.http_url.removeprefix("http://")) as client:
             for _ in range(3):
                 client.infer("relu", [tensor_in])
-        statistics = connect(server.http_url).statistics("relu")
+        control = connect(server.http_url)
+        assert _eventually(lambda: control.statistics("relu").success.count == 3)
+        statistics = control.statistics("relu")
     assert (statistics.cache_hit.count, statistics.cache_miss.count) == (2, 1)
     assert statistics.execution_count == 1
 
