@@ -204,9 +204,9 @@ class TestRunnersUp:
         }
         x = np.arange(4, dtype=np.float32)[None]
         for kept, source in (("model", model.winner.folder), ("model.int8", runner_up.folder)):
-            with OnnxRuntimeRunner(folder / f"1/{kept}.onnx") as ours:
-                with OnnxRuntimeRunner(source / "model.onnx") as theirs:
-                    assert np.array_equal(ours.infer({"x": x})["y"], theirs.infer({"x": x})["y"])
+            paths = (folder / f"1/{kept}.onnx", source / "model.onnx")
+            with OnnxRuntimeRunner(paths[0]) as ours, OnnxRuntimeRunner(paths[1]) as theirs:
+                assert np.array_equal(ours.infer({"x": x})["y"], theirs.infer({"x": x})["y"])
         assert not list(verify_model(folder, Place(embedded())))
 
 

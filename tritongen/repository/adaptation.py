@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tritongen.errors import ModelError
 from tritongen.files import digest_json, write_text
 from tritongen.repository.contents import is_inside
-from tritongen.repository.onnx_versions import load_proto, needed_ir_version, onnx_versions
+from tritongen.repository.onnx_versions import external_tensors, load_proto, needed_ir_version, onnx_versions
 from tritongen.repository.targets import find_target
 from tritongen.runs.store import RunDirectory
 
@@ -141,12 +141,11 @@ def _first_line(error: Exception) -> str:
 
 def _save(proto: Any, source: Path, folder: Path) -> Path:
     import onnx
-    from onnx.external_data_helper import uses_external_data
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / source.name
-    tensors = (tensor for tensor in proto.graph.initializer if uses_external_data(tensor))
-    external = {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}
+    entries = (entry for tensor in external_tensors(proto) for entry in tensor.external_data)
+    external = {entry.value for entry in entries if entry.key == "location"}
     for name in sorted(name for name in external if is_inside(name)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.parent / name, folder / name)

@@ -27,7 +27,7 @@ from tritongen.repository.manifest import (
     TensorEntry,
 )
 from tritongen.repository.model_config import ModelConfig, ServedTensors, TensorConfig, make_model_config
-from tritongen.repository.onnx_versions import load_proto, onnx_versions
+from tritongen.repository.onnx_versions import load_proto, onnx_versions, with_external_data_at
 from tritongen.repository.rules import check_rules
 from tritongen.repository.served_tensors import onnx_served_tensors
 from tritongen.repository.targets import find_target
@@ -148,7 +148,8 @@ class Assembly:
     def _copy(self, candidate: BuiltCandidate, version: int, filename: str) -> None:
         """Copy an artifact; RepositoryError if it is not what its trial measured."""
         artifact = _artifact(candidate)
-        names = [(artifact.file, filename), *((extra, extra) for extra in artifact.extra_files)]
+        extras = self._extra_names(candidate, version, filename)
+        names = [(artifact.file, filename), *extras.items()]
         digest = self.contents.copy((candidate.folder / name, f"{version}/{to}") for name, to in names)
         if digest != artifact.digest:
             raise RepositoryError(
@@ -157,8 +158,19 @@ class Assembly:
                 expected=f"{artifact.digest[:16]}…",
                 fix=f"remove {candidate.folder} and build again",
             )
+        if any(name != to for name, to in extras.items()):
+            path = f"{version}/{filename}"
+            self.contents.rewrite(path, with_external_data_at(self.contents.folder / path, extras))
         if filename.endswith(".onnx") and self.model.spec.target is not None:
             self._fit(f"{version}/{filename}")  # without a target: this environment, which just opened it
+
+    def _extra_names(self, candidate: BuiltCandidate, version: int, filename: str) -> dict[str, str]:
+        """Weights files keep their names, unless another candidate of this version has one of that name."""
+        stem = filename.rpartition(".")[0]
+        return {
+            name: f"{stem}.{name}" if f"{version}/{name}" in self.contents.files else name
+            for name in _artifact(candidate).extra_files
+        }
 
     def _fit(self, path: str) -> None:
         """See to it that the target reads an ONNX file, by the IR version's number alone."""
@@ -183,9 +195,11 @@ class Assembly:
         kept = []
         for candidate in self.model.runners_up:
             filename = self._runner_up_name(candidate, version)
-            reason = self._why_not_kept(candidate, version, tensors)
-            if reason is not None:
-                message = f"candidate '{candidate.trial.candidate.id}' is not kept: {reason}"
+            if tensors is not None and _shapes(self._served(_file(candidate))) != _shapes(tensors):
+                message = (
+                    f"candidate '{candidate.trial.candidate.id}' is not kept: its inputs or outputs have "
+                    "other shapes than the winner's, and they share one config.pbtxt"
+                )
                 self.events(Event("write", "warning", message, subject=self.model.name))
                 continue
             self._copy(candidate, version, filename)
@@ -205,19 +219,6 @@ class Assembly:
             if f"{version}/{name}" not in self.contents.files
             else (f"{stem}.{candidate.trial.candidate.id}.{suffix}")
         )
-
-    def _why_not_kept(
-        self, candidate: BuiltCandidate, version: int, tensors: ServedTensors | None
-    ) -> str | None:
-        artifact = _artifact(candidate)
-        taken = [name for name in artifact.extra_files if f"{version}/{name}" in self.contents.files]
-        if taken:
-            return f"its weights file {taken[0]} has the name of another candidate's"
-        if tensors is not None and _shapes(self._served(_file(candidate))) != _shapes(tensors):
-            return (
-                "its inputs or outputs have other shapes than the winner's, and they share one config.pbtxt"
-            )
-        return None
 
     def _link_version(self, version: int) -> None:
         if self.existing is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,6 +84,29 @@ def load_proto(path: Path) -> Any:
         return onnx.load(path, load_external_data=False)
     except (DecodeError, OSError) as error:
         raise ModelError(f"{path} cannot be read as ONNX", found=str(error)) from error
+
+
+def external_tensors(message: Any) -> Iterator[Any]:
+    """Every TensorProto of a model that keeps its values in another file, wherever it hangs."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        if message.external_data:
+            yield message
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.type == descriptor.TYPE_MESSAGE:
+            for child in value if _repeated(value) else (value,):
+                yield from external_tensors(child)
+
+
+def with_external_data_at(path: Path, names: Mapping[str, str]) -> bytes:
+    """An ONNX file that looks for its external data under new names."""
+    proto = load_proto(path)
+    for tensor in external_tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = names.get(entry.value, entry.value)
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def opsets_of(proto: Any) -> dict[str, int]:
