@@ -197,6 +197,17 @@ def test_looks() -> None:
     assert statistics.look_sizes(12_000) == [2500, 5000, 12_000]
 
 
+def test_swings_do_not_hide_a_miss_that_never_stops() -> None:
+    swinging = 100 + 50 * np.sin(np.linspace(0, 6, 5000)) + np.random.default_rng(2).random(5000)
+    judged = judge_share(swinging, 20.0, 0.01)
+    assert judged.autocorrelation > 0.5
+    assert judged.decision is Decision.FAIL
+    assert judge_share(swinging, 145.0, 0.01).decision is Decision.UNDECIDED
+    random = np.random.default_rng(19)
+    runs = [judge_share(sojourn_times(random, 1000, 0.98), true_p99(0.98), 0.01) for _ in range(300)]
+    assert sum(judged.decision is Decision.FAIL for judged in runs) <= 6
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_a_quick_miss_is_hardly_ever_a_wrong_one(rho: float) -> None:
     random = np.random.default_rng(17)

@@ -114,12 +114,9 @@ def _watch(settings: Settings, control: ServerControl, fleet: Fleet, events: Eve
             if not asked and now >= window_ns:
                 asked = True
                 before = _statistics(control, settings)
-            done = min(1.0, (now - start_ns) / (end_ns - start_ns))
-            events(
-                Event(
-                    "loadtest", "progress", f"{max(0, now - start_ns) / 1e9:.0f} s", fraction=max(0.0, done)
-                )
-            )
+            done = min(1.0, max(0.0, (now - start_ns) / (end_ns - start_ns)))
+            message = f"{done * settings.duration_s:.0f} of {settings.duration_s:g} s"
+            events(Event("loadtest", "progress", message, fraction=done))
         if not fleet.wait(0):
             raise RequirementError(
                 "the load workers did not finish in time",
