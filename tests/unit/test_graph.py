@@ -292,7 +292,7 @@ def test_external_data_outside_the_folder_are_refused(external: Path, tmp_path: 
     proto = onnx.load(str(external), load_external_data=False)
     outside = tmp_path / "outside.data"
     shutil.copy(external.with_name("ext.onnx.data"), outside)
-    for location in ("../outside.data", str(outside), "C:\\outside.data", ""):
+    for location in ("../outside.data", str(outside), "C:\\outside.data", "a\0b", ""):
         for tensor in proto.graph.initializer:
             tensor.external_data[0].value = location
         external.write_bytes(proto.SerializeToString())

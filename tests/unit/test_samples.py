@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import models
@@ -118,6 +118,7 @@ def test_batches_break_where_shapes_change(tmp_path: Path) -> None:
     assert data.shapes == {"image": {(3, 8, 8): 4, (3, 16, 16): 2}}
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 12))
 def test_no_batch_size_loses_or_repeats_samples(parts: list[int], size: int) -> None:
     import tempfile

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import models
@@ -91,6 +91,7 @@ def test_refuses_what_is_not_a_shape(text: str) -> None:
 axis_sizes = st.lists(st.integers(1, 2**31 - 1), min_size=1, max_size=3).map(sorted)
 
 
+@settings(deadline=None)
 @given(st.lists(axis_sizes, min_size=1, max_size=5))
 def test_shapes_are_read_as_they_were_meant(axes: list[list[int]]) -> None:
     read = parse_shape("x".join("..".join(map(str, sizes)) for sizes in axes))
@@ -99,6 +100,7 @@ def test_shapes_are_read_as_they_were_meant(axes: list[list[int]]) -> None:
         assert usual == (sizes[1] if len(sizes) == 3 else sizes[-1])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20), st.sampled_from([parse_shape, parse_range]))
 def test_any_text_is_read_or_refused(text: str, parse: Callable[[str], object]) -> None:
     try:

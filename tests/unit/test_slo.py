@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritongen.errors import SpecError
@@ -74,6 +74,7 @@ def test_percentile_and_judgement() -> None:
     assert not parse_slo("p99<=20ms").holds(math.nan)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["p50", "p95", "p99", "p99.9", "mean"]),
     st.floats(min_value=1e-6, max_value=1e6),
@@ -86,6 +87,7 @@ def test_printing_and_reading_again_keeps_the_meaning(metric: str, number: float
     assert again.limit == pytest.approx(slo.limit, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritongen.errors import SpecError
@@ -156,6 +156,7 @@ def test_files_that_cannot_be_specs(tmp_path: Path) -> None:
         load_spec(tmp_path / "large.yaml")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_loads_or_is_refused(text: str) -> None:
     import tempfile
@@ -183,6 +184,7 @@ def test_bad_names(name: str) -> None:
         check_model_name(name)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_suggested_names_are_good(text: str) -> None:
     check_model_name(suggest_model_name(text))

@@ -221,8 +221,8 @@ def _external_size(name: str, tensor: str, path: Path) -> int:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     allowed = (path.parent.resolve(), path.resolve().parent)  # the second: a link to a model in a cache
     target = path.parent / name
-    inside = any(target.resolve().is_relative_to(folder) for folder in allowed)
-    if not name or posix.is_absolute() or windows.is_absolute() or ".." in posix.parts or not inside:
+    wrong = not name or "\0" in name or posix.is_absolute() or windows.is_absolute() or ".." in posix.parts
+    if wrong or not any(target.resolve().is_relative_to(folder) for folder in allowed):
         raise ModelError(
             f"{path} keeps weights outside its own folder, which ONNX does not allow",
             found=f"tensor '{tensor}' in {name!r}",
