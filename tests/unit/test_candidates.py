@@ -69,3 +69,12 @@ def test_a_rewritten_model_is_taken_as_it_is(save_model: SaveModel, kind: str, p
 def test_ids_are_plain_file_names(graph: Graph) -> None:
     for one in search_space(ENGINE, replace(graph, operators={"Conv": 1}), calibrated=True).candidates:
         assert Path(one.id).name == one.id
+
+
+def test_recipes_that_come_to_the_same_on_a_graph_are_tried_once(graph: Graph) -> None:
+    def recipes(**operators: int) -> set[object]:
+        space = search_space(ENGINE, replace(graph, operators=operators), calibrated=True)
+        return {one.options["recipe"] for one in space.candidates if one.precision is Precision.INT8}
+
+    assert len(recipes(Gemm=2, Softmax=1)) == 1
+    assert len(recipes(Gemm=2, Add=1)) == 2

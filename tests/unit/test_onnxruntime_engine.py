@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tritongen.engines import Engine, Runner, load_engine
 from tritongen.engines.onnxruntime import OnnxRuntimeEngine, external_files
+from tritongen.engines.onnxruntime.recipes import has_exact_products
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner, readable_limits
 from tritongen.errors import BuildError, DataError, ModelError
 from tritongen.graph import BatchAxis, BatchStatus, Graph
+from tritongen.precision.recipe import Int8Recipe
 from tritongen.runs.events import Event, discard
 from tritongen.runs.records import Artifact, Candidate, Options
 from tritongen.spec import Precision
@@ -271,3 +274,23 @@ def test_readable_limits_are_found_by_trying() -> None:
     ir_version, opset = readable_limits()
     assert ir_version >= 9
     assert opset >= 20
+
+
+def test_int8_recipes_have_names_of_their_own_and_suit_the_processor() -> None:
+    recipes = ENGINE.recipes(Precision.INT8)
+    names = [recipe.name for recipe in recipes]
+    assert len(names) == len(set(names))
+    assert all(isinstance(r, Int8Recipe) and r.reduce_range is not has_exact_products() for r in recipes)
+    assert ENGINE.recipes(Precision.FP32) == ()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86 processors")
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [("avx2 fma", False), ("avx2 avx512_vnni", True), ("avx2 avx_vnni", True), ("", False)],
+)
+def test_saturating_products_are_told_from_exact_ones(flags: str, exact: bool, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert has_exact_products(cpuinfo) is exact
+    assert not has_exact_products(tmp_path / "absent")

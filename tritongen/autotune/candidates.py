@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tritongen.errors import BuildError, SpecError
@@ -76,7 +76,7 @@ def search_space(
 def _of_precision(engine: Engine, graph: Graph, precision: Precision) -> list[Candidate]:
     rewrites: list[Options] = [
         _rewrite(recipe, method)
-        for recipe in engine.recipes(precision)
+        for recipe in _distinct(engine.recipes(precision), graph)
         for method in (recipe.methods if isinstance(recipe, Int8Recipe) else (None,))
     ] or [{}]
     builds = list(engine.build_options(precision, graph)) or [{}]
@@ -90,6 +90,18 @@ def _of_precision(engine: Engine, graph: Graph, precision: Precision) -> list[Ca
         for rewrite in rewrites
         for build in builds
     ]
+
+
+def _distinct(recipes: Sequence[Recipe], graph: Graph) -> list[Recipe]:
+    """The recipes without those that come to the same as an earlier one on this graph's operators."""
+    kept: dict[Recipe, Recipe] = {}
+    for recipe in recipes:
+        form = recipe
+        if isinstance(recipe, Int8Recipe):
+            present = tuple(sorted(op for op in recipe.operators if op in graph.operators))
+            form = replace(recipe, name="", methods=(), operators=present)
+        kept.setdefault(form, recipe)
+    return list(kept.values())
 
 
 def _rewrite(recipe: Recipe, method: str | None) -> Options:
