@@ -251,3 +251,19 @@ def test_wrong_arguments(argv: list[str], words: str) -> None:
     with pytest.raises(SpecError) as caught:
         parsed(*argv)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models: &m\n  a: *m\n", "contains itself"),
+        ("models:\n  a: {path: a.onnx, precison: [fp32]}\n", "did you mean 'precision'?"),
+        ("models:\n  ../x: {path: a.onnx}\n", "the model name '../x' cannot be used"),
+        ("models:\n\ta: 1\n", "a tab stands where YAML wants spaces"),
+        ("", "tritongen.yaml is empty"),
+    ],
+)
+def test_build_refuses_a_bad_spec_before_it_writes(text: str, words: str, capsys: Captured) -> None:
+    Path("tritongen.yaml").write_text(text, encoding="utf-8")
+    assert words in fails(capsys, "build")
+    assert [path.name for path in Path().iterdir()] == ["tritongen.yaml"]
