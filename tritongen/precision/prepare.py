@@ -21,7 +21,9 @@ from tritongen.errors import BuildError, ModelError
 
 MARK = "tritongen.prepared"
 _SMALL_BYTES = 4096
-_PROTOBUF_LIMIT_BYTES = 1_500_000_000  # protobuf ends at 2 GiB; a serialized copy needs some room
+# Protobuf ends at 2 GiB, and reading or writing a file with its weights inside holds them five times over
+# (bench/build_memory.py): beyond this they go to a file of their own.
+_PROTOBUF_LIMIT_BYTES = 256 << 20
 
 
 def prepare(model: Path, out: Path, *, min_opset: int) -> Path:
