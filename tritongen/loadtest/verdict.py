@@ -197,19 +197,11 @@ def _share_objective(
     over: NDArray[np.bool_] | None = None,
 ) -> Objective:
     judged = statistics.judge_share(values, threshold, allowed, alpha, over)
-    shown = f"{measured:.4g} ms" if slo.unit == "ms" else f"{measured:.3%}"
-    if not math.isfinite(measured):
-        shown = "beyond every answer, since too many requests failed"
-    reason = (
-        f"measured {shown}; {judged.share:.3%} of {judged.requests} requests are over the limit "
-        f"(truth: {judged.interval.low:.3%} to {judged.interval.high:.3%}, allowed {allowed:.3%})"
-        if judged.requests >= statistics.FEWEST_TO_FAIL
-        else f"measured {shown}"
-    )
+    reason = _share_in_words(slo, judged, measured, allowed)
     needed = None
     if judged.decision is Decision.UNDECIDED:
         needed = _requests_needed(judged, allowed)
-        reason += f": cannot tell, since {judged.reason}" + _how_long(needed, judged.requests, evidence)
+        reason += f"; cannot tell, since {judged.reason}" + _how_long(needed, judged.requests, evidence)
     return Objective(
         slo=slo.text,
         outcome=judged.decision.value,
@@ -225,6 +217,22 @@ def _share_objective(
         design_effect=judged.design_effect,
         autocorrelation=judged.autocorrelation,
         requests_needed=needed,
+    )
+
+
+def _share_in_words(slo: Slo, judged: statistics.ShareJudgement, measured: float, allowed: float) -> str:
+    """What was measured, the share that it comes from, and how well that share is known."""
+    if slo.unit != "ms":
+        shown, what = f"measured {measured:.3%}", "failed"
+    elif math.isfinite(measured):
+        shown, what = f"measured {measured:.4g} ms", f"took more than {slo.limit:g} ms"
+    else:
+        shown, what = "so many requests failed that it is beyond every answer", "took longer or failed"
+    if judged.requests < statistics.FEWEST_TO_FAIL:
+        return shown
+    return (
+        f"{shown}; {judged.over} of {judged.requests} requests {what}: {judged.share:.3%}, "
+        f"truly {judged.interval.low:.3%} to {judged.interval.high:.3%}, allowed {allowed:.3%}"
     )
 
 

@@ -44,11 +44,10 @@ def _header(report: LoadReport) -> Iterator[str]:
 
 
 def _throughput(report: LoadReport) -> Iterator[str]:
-    failed = report.requests - report.answered
-    share = failed / report.requests if report.requests else 0.0
+    share = report.answered / report.requests if report.requests else 0.0
     yield (
-        f"answered  {report.requests_per_s:.1f} requests/s, {report.inferences_per_s:.1f} inferences/s; "
-        f"{failed} of {report.requests} requests failed ({share:.2%})"
+        f"answered  {report.answered} of {report.requests} requests ({share:.2%}): "
+        f"{report.requests_per_s:.1f} requests/s, {report.inferences_per_s:.1f} inferences/s"
     )
 
 
@@ -98,12 +97,13 @@ def _failures(report: LoadReport) -> Iterator[str]:
 
 
 def _verdict(report: LoadReport) -> Iterator[str]:
-    yield from (
-        f"{objective.outcome.upper():<9} {objective.slo}: {objective.reason}"
-        for objective in report.objectives
-    )
-    told = {f"{objective.slo}: {objective.reason}" for objective in report.objectives}
-    yield from (f"why       {reason}" for reason in report.reasons if reason not in told)
+    told = []
+    for objective in report.objectives:
+        told.append(f"{objective.slo}: {objective.reason}")
+        yield f"{objective.outcome:<9} {told[-1]}"
+    if report.outcome is not LoadOutcome.MEASURED:
+        yield from (f"why       {reason}" for reason in report.reasons if reason not in told)
+    covered = f" in the {report.window_s:.0f} s that were measured"
     yield f"{report.outcome.value}: {_MEANINGS[report.outcome]}" + (
-        f" in the {report.window_s:.0f} s measured" if report.outcome is LoadOutcome.PASS else ""
+        covered if report.outcome is LoadOutcome.PASS else ""
     )

@@ -1,0 +1,105 @@
+"""The report as text, and what a manifest adds to the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tritongen.cli import loadtest as command
+from tritongen.loadtest import samples
+from tritongen.loadtest.inputs import Inputs
+from tritongen.loadtest.record import Measurement, Subject, make_report
+from tritongen.loadtest.samples import DTYPE, Samples
+from tritongen.loadtest.settings import Settings
+from tritongen.loadtest.target import ServedModel, parse_address
+from tritongen.report.loadtest import render
+from tritongen.repository.manifest import InputEntry, Manifest
+from tritongen.runs.loadtest import LoadOutcome, LoadReport
+from tritongen.serving.statistics import ModelStatistics, Timing
+from tritongen.slo import parse_slo
+
+MODEL = ServedModel("digits", "", (), ("y",), True, 8, True, "triton 2.51.0")  # noqa: FBT003
+
+
+def report(*slos: str, failed: int = 0, triton: bool = True, **changes: Any) -> LoadReport:
+    """A minute at 100/s, 5 to 10 ms each; this many of the last requests failed."""
+    settings = Settings("digits", rate=100, slos=[parse_slo(text) for text in slos], batch_size=2)
+    rows = np.zeros(6000, DTYPE)
+    rows["scheduled_ns"] = np.arange(6000) * 10**7
+    rows["sent_ns"] = rows["scheduled_ns"] + 50_000
+    rows["done_ns"] = rows["scheduled_ns"] + np.random.default_rng(0).integers(5 * 10**6, 10**7, 6000)
+    rows["status"] = samples.OK
+    if failed:
+        rows["status"][-failed:] = 503
+    after = ModelStatistics(
+        "digits", "1", inference_count=10_800, execution_count=2700, success=Timing(5400, 10**9),
+        queue=Timing(5400, 54 * 10**8),
+    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "samples": Samples(rows),
+        "messages": {503: '{"error": "full"}'},
+        "start_ns": 0,
+        "end_ns": 60 * 10**9,
+        "before": ModelStatistics("digits", "1") if triton else None,
+        "after": after if triton else None,
+        "stopped": False,
+    }
+    subject = Subject(MODEL, parse_address(settings.url), Inputs((), "synthetic"), "now", None)
+    return make_report(settings, subject, Measurement(**{**fields, **changes}), server_gone=None)
+
+
+def test_a_report_ends_in_the_verdict_and_survives_json() -> None:
+    found = report("p99<=20ms", "throughput>=200/s")
+    assert found.outcome is LoadOutcome.PASS
+    assert found.requests == 5500
+    assert found.requests_per_s == pytest.approx(100, rel=0.01)
+    assert found.inferences_per_s == pytest.approx(200, rel=0.01)
+    assert found.server_figures is not None
+    assert found.server_figures.mean_batch == 4
+    assert found.server_figures.queue_ms == 1.0
+    assert found.sender_lag_ms.mean == pytest.approx(0.05)
+    text = render(found)
+    assert text.splitlines()[-1] == "PASS: every objective is met in the 55 s that were measured"
+    for shown in ("digits", "5500 of 5500", "mean batch 4.00", "queue 1.000 ms", "p99.9", "100 requests/s"):
+        assert shown in text
+    assert LoadReport.model_validate_json(found.model_dump_json(by_alias=True)) == found
+
+
+def test_failures_are_listed_by_cause() -> None:
+    found = report("error_rate<=1%", failed=600, triton=False)
+    text = render(found)
+    assert "600 × HTTP 503: " in text
+    assert "full" in text
+    assert "no statistics" in text
+    assert found.response_ms.percentiles["p99"] is None
+    assert text.splitlines()[-1].startswith(("FAIL", "INVALID"))
+
+
+def test_a_stopped_run_is_marked() -> None:
+    found = report("p99<=20ms", stopped=True, end_ns=30 * 10**9)
+    assert found.partial
+    assert found.window_s == 25
+    assert found.outcome is LoadOutcome.INVALID
+    assert "PARTIAL" in render(found)
+
+
+def test_a_manifest_gives_sizes_and_ranges() -> None:
+    entry: dict[str, Any] = {"min_shape": (1,), "max_shape": (512,)}
+    inputs = (
+        InputEntry(name="ids", dtype="INT64", dims=(-1,), opt_shape=(128,), value_range=(0, 99), **entry),
+        InputEntry(name="image", dtype="FP32", dims=(3, 8, 8), opt_shape=(3, 8, 8), **entry),
+    )
+    known: dict[str, Any] = {"inputs": inputs}
+    manifest = Manifest.model_construct(**known)
+    assert command._known_shapes(manifest) == {"ids": "128"}
+    assert command._known_ranges(manifest) == {"ids": "0..99"}
+    assert command._known_shapes(None) == command._known_ranges(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("60", 60), ("60s", 60), ("500ms", 0.5), ("2m", 120), ("1.5 min", 90), ("1h", 3600)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert command._seconds(None, None, text) == seconds  # type: ignore[arg-type]
