@@ -48,6 +48,20 @@ def command(name: str, markdown: bool, list_names: bool) -> None:
 
 def _records() -> dict[str, dict[str, Any]]:
     """JSON schema by the middle of a record's name ("trial" of "tritongen/trial/1")."""
-    from tritongen.runs.records import RECORDS, schema_name
+    from tritongen.repository.manifest import Manifest
+    from tritongen.runs.build import Build, ModelBuild, Preparation
+    from tritongen.runs.loadtest import LoadReport
+    from tritongen.runs.records import Calibration, Comparison, Selection, Trial, schema_name
 
-    return {schema_name(record).split("/")[1]: record.model_json_schema() for record in RECORDS}
+    records = (
+        Preparation,
+        Calibration,
+        Trial,
+        Comparison,
+        Selection,
+        ModelBuild,
+        Build,
+        Manifest,
+        LoadReport,
+    )
+    return {schema_name(record).split("/")[1]: record.model_json_schema() for record in records}

@@ -44,6 +44,7 @@ class Preparation(Record):
 class ModelBuild(Record):
     """How the build of one model came out."""
 
+    schema_: Literal["tritongen/model-build/1"] = Field(default="tritongen/model-build/1", alias="schema")
     name: str
     status: Literal["built", "unchanged", "failed"]
     seconds: float

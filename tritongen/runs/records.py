@@ -153,6 +153,7 @@ class Loser(Record):
 class Comparison(Record):
     """Two candidates measured in alternation in one process, so that both met the same noise."""
 
+    schema_: Literal["tritongen/comparison/1"] = Field(default="tritongen/comparison/1", alias="schema")
     candidate: str
     against: str
     batch_size: int
@@ -213,10 +214,6 @@ class Calibration(Record):
     def by(self, method: str) -> dict[str, tuple[float, float]]:
         """The ranges of one method; KeyError for an unknown one."""
         return {name: tensor.ranges[method] for name, tensor in self.tensors.items()}
-
-
-RECORDS: tuple[type[Record], ...] = (Trial, Selection, Calibration)
-"""Every record that is written to a file of its own."""
 
 
 def schema_name(record: type[Record]) -> str:
