@@ -71,7 +71,8 @@ def layers_of(trt: Any, engine: Any, context: Any = None) -> tuple[Layer, ...]:
     if context is not None:
         inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return parse_layers(json.loads(text))
+    # 8.6 puts raw control characters (U+001E) into names, which strict JSON forbids.
+    return parse_layers(json.loads(text, strict=False))
 
 
 def parse_layers(information: Mapping[str, Any]) -> tuple[Layer, ...]:
