@@ -1,0 +1,58 @@
+"""Progress and the closing summary: plain where there is no terminal, complete, and never broken by names."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from tests.unit.test_selection import FAST_INT8, MACHINE, SLOW_FP32, choose, trial
+from tritongen.report.build import print_build
+from tritongen.report.terminal import progress
+from tritongen.runs.build import Build, ModelBuild
+from tritongen.runs.events import Event
+from tritongen.runs.records import Outcome
+
+
+def summary(*models: ModelBuild, width: int = 80) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width)
+    print_build(console, Build(machine=MACHINE, models=models), repository="model_repository")
+    return stream.getvalue()
+
+
+def test_everything_that_was_tried_is_shown_with_its_numbers() -> None:
+    failed = trial("fp16", [], outcome=Outcome.FAILED)
+    trials = (SLOW_FP32, FAST_INT8, failed)
+    model = ModelBuild(
+        name="net", status="built", seconds=1, repository="model_repository/net", version=3,
+        batching="confirmed by a run", selection=choose(trials, notes=["fp8 is not tried"]), trials=trials,
+    )  # fmt: skip
+    text = summary(model)
+    assert "3 candidates on onnxruntime" in text
+    for telling in ("selected", "passed", "failed: because", "5 / 7.5", "400 (8x1)", "fp8 is not tried"):
+        assert telling in text, text
+    assert "tritongen loadtest net --rate 200" in text
+    assert "(version 3)" in text
+    assert max(len(line) for line in text.splitlines() if "(8x1)" in line) <= 80
+
+
+def test_a_failed_model_takes_no_room_in_the_summary() -> None:
+    assert summary(ModelBuild(name="bad", status="failed", seconds=1, error="[broken]")) == ""
+
+
+def test_plain_lines_hold_what_ended_and_no_markup() -> None:
+    stream = io.StringIO()
+    with progress(Console(file=stream)) as events:
+        for i in range(50):
+            events(Event("trial", "progress", f"step {i}", "fp32", fraction=i / 50))
+        events(Event("trial", "failed", "crashed [in] the middle", "int8"))
+    assert stream.getvalue() == "trial     int8: failed: crashed [in] the middle\n"
+
+
+def test_a_terminal_shows_a_moving_line_and_keeps_what_ended() -> None:
+    stream = io.StringIO()
+    with progress(Console(file=stream, force_terminal=True, width=100, highlight=False)) as events:
+        events(Event("trial", "started", "starting", "fp32", fraction=0.0))
+        events(Event("trial", "finished", "passed [all]", "fp32"))
+    assert "passed [all]" in stream.getvalue()
