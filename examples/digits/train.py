@@ -16,8 +16,9 @@ from network import Adam, Floats, Network, to_onnx
 from numpy.typing import NDArray
 
 SIDE = 16
-LAYERS = [(32, 1), (64, 2), (128, 1), (128, 2)]
-"""(channels, stride) of each convolution."""
+CHANNELS = (32, 64, 128, 128)
+STRIDES = (1, 2, 1, 2)
+"""Of each convolution."""
 EPOCHS = 6
 BATCH = 32
 RATE = 2e-3
@@ -76,7 +77,9 @@ def main() -> int:
     """Train, check, export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--channels", type=int, nargs=len(STRIDES), default=CHANNELS)
+    arguments = parser.parse_args()
+    out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
 
     started = time.perf_counter()
@@ -84,7 +87,7 @@ def main() -> int:
     images, labels = load_digits()
     order = rng.permutation(len(images))
     held_out, training = order[:HELD_OUT], order[HELD_OUT:]
-    network = Network.create(SIDE, LAYERS, 10, rng)
+    network = Network.create(SIDE, list(zip(arguments.channels, STRIDES, strict=True)), 10, rng)
     print(
         f"  {len(training)} images to train on, {len(held_out)} held out, "
         f"{sum(array.size for array in network.parameters()):,} parameters",
