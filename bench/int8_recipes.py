@@ -35,37 +35,33 @@ Floats = NDArray[np.float32]
 
 WEIGHTED = ("Conv", "Gemm", "MatMul", "Relu", "Clip")
 SHAPELESS = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice")
+BETWEEN = ("Add", "Mul", "Concat", "Resize", "AveragePool", "GlobalAveragePool")
 BASE = Int8Recipe(
-    name="u8s8-per-channel", operators=WEIGHTED, activation="uint8", symmetric_activations=False,
-    quantize_outputs=True, quantize_bias=True,
-)  # fmt: skip
+    name="u8s8-7bit",
+    operators=WEIGHTED,
+    activation="uint8",
+    symmetric_activations=False,
+    reduce_range=True,
+    quantize_outputs=True,
+    float_outputs=("Gemm", "MatMul"),
+    quantize_bias=True,
+)
 RECIPES = (
     BASE,
-    replace(BASE, name="u8s8-reduced", reduce_range=True),
-    replace(BASE, name="u8s8-per-tensor", per_channel=False),
-    replace(BASE, name="u8u8", weight="uint8", symmetric_weights=False, per_channel=False),
-    replace(BASE, name="u8s8-float-products", float_outputs=("Gemm", "MatMul")),
-    replace(BASE, name="u8s8-no-depthwise", depthwise=False),
-    replace(BASE, name="u8s8-16-channels", min_channels=16),
-    replace(BASE, name="u8s8+add", operators=(*WEIGHTED, "Add")),
-    replace(BASE, name="u8s8+shapes", operators=(*WEIGHTED, *SHAPELESS)),
+    replace(BASE, name="u8s8-7bit-wide", operators=(*WEIGHTED, *BETWEEN)),
+    replace(BASE, name="u8s8-7bit-wide+shapes", operators=(*WEIGHTED, *BETWEEN, *SHAPELESS)),
+    replace(BASE, name="u8s8-8bit", reduce_range=False),
+    replace(BASE, name="u8s8-7bit-per-tensor", per_channel=False),
+    replace(BASE, name="u8s8-7bit-all-outputs", float_outputs=()),
+    replace(BASE, name="u8s8-7bit-no-depthwise", depthwise=False),
+    replace(BASE, name="u8s8-7bit-16-channels", min_channels=16),
     replace(
-        BASE,
-        name="u8s8+elementwise",
-        operators=(
-            *WEIGHTED,
-            *SHAPELESS,
-            "Add",
-            "Mul",
-            "Concat",
-            "Resize",
-            "AveragePool",
-            "GlobalAveragePool",
-        ),
+        BASE, name="u8u8", weight="uint8", symmetric_weights=False, per_channel=False, reduce_range=False
     ),
-    replace(BASE, name="s8s8-symmetric", activation="int8", symmetric_activations=True),
+    replace(BASE, name="s8s8", activation="int8", symmetric_activations=True, reduce_range=False),
     Int8Recipe(name="tensorrt-like", operators=(*WEIGHTED, "Add"), weights_as_pairs=True),
 )
+"""What the engine's choice (`tritongen.engines.onnxruntime.recipes`) was made from, and its neighbours."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--recipes", nargs="+", help="only these")
     parser.add_argument("models", nargs="*", help="some of: mlp, transformer, cnn, cls, rec, det")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seconds", type=float, default=6.0, help="per model and batch size")
@@ -107,16 +104,19 @@ def main() -> None:
         for name, case in cases(Path(folder)).items():
             if not arguments.models or name in arguments.models:
                 for batch in arguments.batch:
-                    measure(name, case, Path(folder) / name, batch, arguments.seconds)
+                    recipes = [r for r in RECIPES if arguments.recipes is None or r.name in arguments.recipes]
+                    measure(name, case, Path(folder) / name, recipes, batch=batch, seconds=arguments.seconds)
 
 
-def measure(name: str, case: Case, folder: Path, batch: int, seconds: float) -> None:
+def measure(
+    name: str, case: Case, folder: Path, recipes: list[Int8Recipe], *, batch: int, seconds: float
+) -> None:
     """Print one model's rows at one batch size."""
     folder.mkdir(exist_ok=True)
     files: dict[str, Path] = {"fp32": case.path}
     input_name = onnx.load(case.path, load_external_data=False).graph.input[0].name
     data = Samples(input_name, case.samples(16))
-    for recipe in RECIPES:
+    for recipe in recipes:
         out = folder / f"{recipe.name}.onnx"
         try:
             if not out.exists():
@@ -128,12 +128,12 @@ def measure(name: str, case: Case, folder: Path, batch: int, seconds: float) -> 
     held_out = case.samples(16 + batch)[16:]
     times, outputs = run_in_turns(files, {input_name: held_out}, seconds)
     print(f"\n{name}, batch {batch}: {len(times['fp32'])} rounds")
-    print(f"  {'recipe':<22}{'median ms':>11}{'speed-up':>10}{'relative L2':>13}")
+    print(f"  {'recipe':<26}{'median ms':>11}{'speed-up':>10}{'relative L2':>13}")
     base = statistics.median(times["fp32"])
     for recipe_name, values in times.items():
         median = statistics.median(values)
         error = max(relative_l2(outputs["fp32"][o], outputs[recipe_name][o]) for o in outputs["fp32"])
-        print(f"  {recipe_name:<22}{median:>11.3f}{base / median:>10.2f}{error:>13.4f}", flush=True)
+        print(f"  {recipe_name:<26}{median:>11.3f}{base / median:>10.2f}{error:>13.4f}", flush=True)
 
 
 def run_in_turns(

@@ -12,36 +12,28 @@ from tritongen.precision.recipe import Int8Recipe
 
 # Relu and Clip vanish into the uint8 output of the operator before them.
 _WEIGHTED = ("Conv", "Gemm", "MatMul", "Relu", "Clip")
-_BETWEEN = (
-    "Add", "Mul", "Concat", "Resize", "AveragePool", "GlobalAveragePool", "MaxPool",
-    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice",
-)  # fmt: skip
-
-_U8S8 = Int8Recipe(
-    name="u8s8",
-    operators=_WEIGHTED,
-    activation="uint8",
-    symmetric_activations=False,
-    quantize_outputs=True,
-    quantize_bias=True,
-)
+_BETWEEN = ("Add", "Mul", "Concat", "Resize", "AveragePool", "GlobalAveragePool")
 
 
 def int8_recipes() -> Sequence[Int8Recipe]:
-    """The recipes worth trying here, best first.
-
-    Measured without VNNI, one thread, batch 1 and 8, against FP32: uint8 activations with int8 weights 1.2 to
-    2.5 × on the MLP, transformer, CNN and text recognizer of the bench; uint8 weights 1.0 to 1.2 × (a slower
-    kernel); symmetric int8 activations 0.4 to 0.9 × but for the MLP (no kernel of their own). Keeping
-    operators between the weighted ones in integers is worth another tenth on transformers and the recognizer,
-    for a little accuracy. Depthwise and narrow convolutions are best left to the trials: rapidocr's mobile
-    classifier loses in every form (0.4 to 0.8 ×).
-    """
-    # Without VNNI two products u8·s8 are added in 16 bits, which saturate: 12 % relative error on that
+    """The recipes worth trying here, best first; docs/accuracy.md has the table they come from."""
+    # Without VNNI two products u8·s8 are added in 16 bits, which saturate: 12 % relative error on rapidocr's
     # classifier and up to 40 % in a single MatMul; with 7-bit weights 1.4 % at the same speed.
     exact = has_exact_products()
-    plain = replace(_U8S8, name="u8s8" if exact else "u8s8-7bit", reduce_range=not exact)
-    # Two methods, the widest and the most exact: all four would double the trials for a tenth of speed.
+    plain = Int8Recipe(
+        name="u8s8" if exact else "u8s8-7bit",
+        operators=_WEIGHTED,
+        # Symmetric int8 activations have no kernel of their own here: 0.4 to 0.9 × FP32's speed.
+        activation="uint8",
+        symmetric_activations=False,
+        reduce_range=not exact,
+        # A convolution runs on integers only from Q to Q; products can hand out floats as they sum.
+        quantize_outputs=True,
+        float_outputs=("Gemm", "MatMul"),
+        quantize_bias=True,
+    )
+    # Staying in integers between weighted operators is worth a tenth on some transformers. Two methods, the
+    # widest and the most exact: all four would double the trials.
     wide = replace(
         plain, name=f"{plain.name}-wide", operators=(*_WEIGHTED, *_BETWEEN), methods=("minmax", "mse")
     )
