@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongen.autotune.stages import Setting, metric_file
 from tritongen.errors import RequirementError, TritongenError
 from tritongen.files import digest_json
 from tritongen.runs import fingerprint
@@ -22,6 +21,7 @@ from tritongen.runs.store import RunDirectory, read_record, write_record
 from tritongen.spec import ModelSpec, Spec, is_function
 
 if TYPE_CHECKING:
+    from tritongen.autotune.stages import Setting
     from tritongen.engines import Engine
     from tritongen.graph import Graph
     from tritongen.shapes import ResolvedInput
@@ -101,6 +101,7 @@ def _build(name: str, plan: Plan, events: EventSink) -> ModelBuild:
 
 
 def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
+    # What is heavy is imported once it is needed: recognising an unchanged model must take no time.
     model, run = plan.spec.models[name], RunDirectory(plan.spec.run_dir / name)
     settings = _settings(name, plan)
     if not plan.fresh and fingerprint.unchanged(run.fingerprint, settings):
@@ -108,6 +109,8 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
             return read_record(run.result, ModelBuild).model_copy(update={"status": "unchanged"})
         except (OSError, TritongenError):
             pass  # an interrupted write, or a record of another version: build as usual
+    from tritongen.autotune.stages import Setting
+
     with _writable(run, events) as recorded:
         run.fingerprint.unlink(missing_ok=True)
         if plan.fresh:
@@ -218,6 +221,7 @@ def _settings(name: str, plan: Plan) -> str:
 
 def _roots(spec: ModelSpec, graph: Graph) -> list[Path] | None:
     """The files that a build depends on; None if a user's function brings data, which no file stamp shows."""
+    from tritongen.autotune.stages import metric_file
     from tritongen.graph import inspect_model
 
     data = [source for source in (spec.data.calibration, spec.data.validation) if source is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tritongen.autotune.judging import Goal, Judged, beats, exactness, judge, measured_ratio, rank
 from tritongen.autotune.verdicts import excluded, nothing_passed, why_lost, why_won
@@ -34,7 +34,9 @@ def select(
     best = _best(ranked, comparisons)
     winner = _winner(best, ranked, comparisons)
     losers = [one for one in ranked if one is not winner]
-    served = winner.point.batch_size if goal.latency_slos and goal.batch_size is None else max_batch_size
+    served = max_batch_size
+    if goal.latency_slos and goal.batch_size is None and not max_batch_size_is_asked_for:
+        served = min(winner.point.batch_size, max_batch_size)
     return Selection(
         objective=objective,
         winner=winner.id,
@@ -42,20 +44,32 @@ def select(
         runtime=winner.point.runtime,
         instances=goal.instances or winner.point.instances,
         batch_size=winner.point.batch_size,
-        max_batch_size=max_batch_size if max_batch_size_is_asked_for else min(served, max_batch_size),
+        max_batch_size=served,
         losers=(
             *(Loser(candidate=one.id, reason=why_lost(one, winner, goal, comparisons)) for one in losers),
             *sorted((excluded(t) for t in trials if not selectable(t)), key=lambda loser: loser.candidate),
         ),
         runners_up=tuple(one.id for one in losers),
         comparisons=tuple(comparisons),
-        notes=tuple(notes),
+        notes=(*notes, *_batch_notes(winner, goal, served, max_batch_size)),
     )
 
 
 def selectable(trial: Trial) -> bool:
     """Whether a trial may win at all: it passed the accuracy gate and was measured."""
     return trial.outcome is Outcome.PASSED and bool(trial.curve)
+
+
+def _batch_notes(winner: Judged, goal: Goal, served: int, measured: int) -> Iterator[str]:
+    """What the latency SLO means for the batch size: the server fills batches up to its largest."""
+    if goal.batch_size is not None or not winner.meets_slo or winner.point.batch_size >= measured:
+        return
+    missed = ", ".join(str(slo) for slo in goal.latency_slos)
+    why = f"larger batches than {winner.point.batch_size} miss {missed} on the bare engine already"
+    if served < measured:
+        yield f"max_batch_size is {served}: {why}"
+    else:
+        yield f"max_batch_size stays {served} as asked for, but {why}"
 
 
 def _best(ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged:
