@@ -6,6 +6,7 @@ load test against a promise → verdict → stop. Nothing is downloaded, and not
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shlex
 import signal
@@ -29,6 +30,7 @@ RATE = 200
 """Requests per second of the load test: modest, so that two shared cores can carry it."""
 SECONDS = 30
 """Long enough at that rate for twice the 2500 requests that a verdict on P99 needs at least."""
+QUICK_SECONDS = 3
 PROMISE = "p99<=50ms"
 TRITON_PORTS = (8000, 8001, 8002)
 """Triton's own HTTP, gRPC and metrics ports."""
@@ -51,13 +53,16 @@ class Terminated(KeyboardInterrupt):
 
 def main() -> int:
     """Run every step; 0 unless one could not be done."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="a walk without trustworthy numbers")
+    quick: bool = parser.parse_args().quick
     signal.signal(signal.SIGTERM, _interrupt)
     started = time.perf_counter()
     try:
         train()
-        build()
+        build("quick" if quick else "normal")
         with serving() as ports:
-            verdict = load_test(ports)
+            verdict = load_test(ports, QUICK_SECONDS if quick else SECONDS)
     except DemoError as error:
         print(f"\nThe demo stops here: {error}. Nothing is left running.", file=sys.stderr)
         return 1
@@ -81,14 +86,14 @@ def train() -> None:
     run(sys.executable, HERE / "train.py", "--out", OUT)
 
 
-def build() -> None:
+def build(effort: str) -> None:
     """Build the repository, and tell in words whether INT8 was worth it."""
     say(
         "2. Build the Triton model repository",
         "The model is tried in FP32 and in INT8. Each candidate must pass the accuracy gate (at most 1 point "
         "of top-1 lost on the held-out digits) and is then timed; the fastest that passes is selected.",
     )
-    run(TRITONGEN, "build", SPEC)
+    run(TRITONGEN, "build", SPEC, *([] if effort == "normal" else ["--effort", effort]))
     print(f"\n  {int8_verdict(OUT / 'run' / 'digits')}")
 
 
@@ -119,7 +124,7 @@ def serving() -> Iterator[dict[str, int]]:
         _stop()
 
 
-def load_test(ports: dict[str, int]) -> int:
+def load_test(ports: dict[str, int], seconds: int) -> int:
     """The load test's exit code: 0, 3 or 4; anything else ends the demo."""
     say(
         "4. Load test",
@@ -127,7 +132,7 @@ def load_test(ports: dict[str, int]) -> int:
         f"each latency counts from the moment its request was due. The promise: {PROMISE}.",
     )
     command = ["loadtest", "digits", "--url", f"grpc://127.0.0.1:{ports['grpc']}"]
-    command += ["--rate", str(RATE), "--duration", f"{SECONDS}s", "--slo", PROMISE]
+    command += ["--rate", str(RATE), "--duration", f"{seconds}s", "--slo", PROMISE]
     code = run(TRITONGEN, *command, "--json", OUT / "loadtest.json", accept=tuple(EXIT_WORDS))
     print(f"\n  {EXIT_WORDS[code]}: {PROMISE} at {RATE} requests/s.")
     return code

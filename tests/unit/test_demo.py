@@ -1,8 +1,9 @@
-"""The demo's sentence about INT8 says which of the three happened, with the numbers of the records."""
+"""The demo's own parts: its sentence about INT8, and the ports that it takes."""
 
 from __future__ import annotations
 
 import importlib
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from tritongen.runs.records import (
     Selection,
     Trial,
 )
+from tritongen.serving.ports import free_ports
 from tritongen.spec import Precision
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -26,9 +28,13 @@ DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
 @pytest.fixture
 def verdict(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return _example("verdict", monkeypatch)
+
+
+def _example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(DIGITS))
-    monkeypatch.delitem(sys.modules, "verdict", raising=False)
-    return importlib.import_module("verdict")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
 
 
 def _trial(precision: Precision, throughput: float, value: float) -> Trial:
@@ -98,3 +104,21 @@ def test_sentence(
 def test_not_tried(verdict: ModuleType) -> None:
     trials = [_trial(Precision.FP32, 2000.0, 0.99)]
     assert verdict.tell(trials, _selection("fp32")) == "INT8 was not tried."
+
+
+def test_ports_are_tritons_own_if_all_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = _example("demo", monkeypatch)
+    usual = tuple(free_ports(3))
+    monkeypatch.setattr(demo, "TRITON_PORTS", usual)
+    assert demo.choose_ports() == usual
+
+
+def test_ports_are_others_if_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = _example("demo", monkeypatch)
+    usual = tuple(free_ports(3))
+    monkeypatch.setattr(demo, "TRITON_PORTS", usual)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", usual[1]))
+        taken.listen()
+        chosen = demo.choose_ports()
+    assert len({*chosen, *usual}) == 6
