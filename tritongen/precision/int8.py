@@ -70,6 +70,7 @@ def quantize(model: Path, ranges: Mapping[str, Range], recipe: Int8Recipe, out: 
     with prepared(model, recipe, beside=out) as ready:
         proto = load(ready)
         placement = place(proto, recipe, model.name, ranges)
+        state_kernel_shapes(proto)
         quantized = _emit(proto, placement, ranges, recipe)
     for key in ("onnx.infer", "tritongen.prepared"):
         _drop_property(quantized, key)
@@ -304,6 +305,16 @@ def _refuse_unfinite_weights(proto: Any, placement: Placement) -> None:
                     raise ModelError(
                         f"weight '{name}' holds values that are not finite", found="NaN or infinity"
                     )
+
+
+def state_kernel_shapes(proto: Any) -> None:
+    """Give convolutions their kernel_shape: with a weight behind Q/DQ, TensorRT 8.6 does not infer it."""
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        stated = any(attribute.name == "kernel_shape" for attribute in node.attribute)
+        if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in weights and not stated:
+            sizes = list(weights[node.input[1]].dims)[2:]
+            node.attribute.append(onnx.helper.make_attribute("kernel_shape", sizes))
 
 
 def _drop_property(proto: Any, key: str) -> None:
