@@ -105,6 +105,15 @@ def inputs(model: str, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"images": rng.standard_normal(shape, dtype=np.float32)}
 
 
+def calibration_inputs(model: str, work: Path) -> dict[str, np.ndarray]:
+    """Pictures from WORK/MODEL.images.npz (array `calibration`, uint8) where there are some, else random."""
+    pictures = work / f"{model}.images.npz"
+    if pictures.exists():
+        with np.load(pictures) as stored:
+            return {"images": stored["calibration"].astype(np.float32) / 255}
+    return inputs(model, 16, seed=1)
+
+
 def source(model: str, work: Path, given: Path | None = None) -> Path:
     """The FP32 ONNX file, made in code (or, for YOLOv8n, folded from the one given)."""
     path = work / f"{model}.onnx"
@@ -132,7 +141,7 @@ def rewritten(model: str, variant: Variant, work: Path) -> Path:
         found = calibrate(
             plain,
             recipe,
-            Images(inputs(model, 16, seed=1)),
+            Images(calibration_inputs(model, work)),
             work / "calibration" / model / variant.recipe,
             model_digest=model,
             batch_size=4,
