@@ -104,7 +104,7 @@ def test_int8_is_judged_and_everyone_gets_a_sentence(data: Path) -> None:
     arguments = ("conv.onnx", "--calibration-data", "calibration.npz", "--validation-data", "validation.npz")
     model = build(data, *arguments, *QUICK, "--keep-candidates").models[0]
     assert model.selection is not None
-    assert len(model.trials) == 6
+    assert {trial.candidate.precision.value for trial in model.trials} == {"fp32", "int8"}
     judged = [model.selection.winner, *(loser.candidate for loser in model.selection.losers)]
     assert sorted(judged) == sorted(trial.candidate.id for trial in model.trials)
     for trial in model.trials:
