@@ -28,7 +28,7 @@ def outputs(runner: object, pictures: np.ndarray) -> np.ndarray:
 
 
 def errors(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Boxes (the first four rows, pixels) and class scores apart; agreement where the reference sees something."""
+    """Boxes (the first four rows, in pixels) and class scores apart; agreement where something is seen."""
     boxes, scores = slice(0, 4), slice(4, None)
     seen = wanted[:, scores].max(1) > 0.25
     same = found[:, scores].argmax(1) == wanted[:, scores].argmax(1)
