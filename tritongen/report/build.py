@@ -121,8 +121,11 @@ def _outcome(trial: Trial, *, won: bool) -> str:
 
 def _verdicts(selection: Selection) -> Iterator[str]:
     yield f"[green]✓[/] [bold]{escape(selection.winner)}[/] is selected: {escape(selection.reason)}"
+    alike: dict[str, list[str]] = {}
     for loser in selection.losers:
-        yield f"[dim]✗[/] {escape(loser.candidate)}: {escape(loser.reason)}"
+        alike.setdefault(loser.reason, []).append(loser.candidate)
+    for reason, candidates in alike.items():
+        yield f"[dim]✗[/] {escape(', '.join(candidates))}: {escape(reason)}"
     for note in selection.notes:
         yield f"[cyan]·[/] {escape(note)}"
 
