@@ -13,6 +13,7 @@ import numpy as np
 from tritongen.loadtest.schedule import Schedule
 
 Protocol = Literal["http", "grpc"]
+GrpcClient = Literal["h2", "grpcio"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Job:
     """Per worker."""
     duration_ns: int
     request_sizes: tuple[int, ...]
+    grpc_client: GrpcClient = "h2"
+    """By hand over HTTP/2, or grpcio as the reference."""
 
 
 def write_job(folder: Path, job: Job, requests: Sequence[bytes]) -> None:

@@ -22,6 +22,7 @@ GARBAGE = 5
 NOT_SENT = 6
 STOPPED = 7
 LATE = 8
+TLS = 9
 HTTP_FIRST, HTTP_LAST = 100, 999
 """An HTTP status that is not 200 is its own code."""
 GRPC_FIRST = 1000
@@ -37,6 +38,7 @@ _CAUSES = {
     NOT_SENT: "not sent: in-flight limit reached",
     STOPPED: "stopped while in flight",
     LATE: "not sent: the sender was behind by more than the time-out",
+    TLS: "TLS handshake failed",
 }
 _GRPC_NAMES = [
     "OK",

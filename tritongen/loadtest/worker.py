@@ -257,6 +257,10 @@ async def _sweep(sender: Sender) -> None:
 
 
 def _transport(job: Job, requests: list[bytes], finish: Callable[[int, int, str], None]) -> Transport:
+    if job.protocol == "grpc" and job.grpc_client == "h2":
+        from tritongen.loadtest.transport_h2 import H2Transport
+
+        return H2Transport(job.host, job.port, requests, finish)
     if job.protocol == "grpc":
         from tritongen.loadtest.transport_grpc import GrpcTransport
 
