@@ -28,6 +28,7 @@ def contender(name: str, model: Path, folder: Path) -> jobs.Contender:
         artifact=artifact,
         runtime={"intra_op_threads": 1},
         instances=1,
+        batch_size=2,
     )
 
 
@@ -44,7 +45,6 @@ def test_the_faster_one_is_found(tmp_path: Path, *, by_latency: bool) -> None:
             batch_reason="it was run",
         ),
         max_batch_size=2,
-        batch_size=2,
         by_latency=by_latency,
         contenders=(contender("small", small, tmp_path), contender("large", large, tmp_path)),
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tritongen.autotune.judging import MIN_GAIN, Goal, close_call
+from tritongen.autotune.judging import MIN_GAIN, Goal, close_call, judge
 from tritongen.autotune.selection import select
 from tritongen.errors import BuildError
 from tritongen.runs.records import (
@@ -111,6 +111,17 @@ def test_nothing_passed_is_an_error_with_every_cause() -> None:
         choose([])
 
 
+def test_throughput_is_judged_at_the_batch_that_gives_most_and_the_server_is_told_so() -> None:
+    fp32 = trial("fp32", [point(1, 10.0), point(4, 20.0), point(8, 80.0)])
+    chosen = choose([fp32])
+    assert (chosen.batch_size, chosen.max_batch_size) == (4, 4)
+    assert "larger batches are no faster" in chosen.notes[0]
+    asked = choose([fp32], max_batch_size_is_asked_for=True)
+    assert (asked.batch_size, asked.max_batch_size) == (8, 8)
+    near = trial("fp32", [point(4, 40.0), point(8, 82.0)])
+    assert choose([near]).max_batch_size == 8
+
+
 def test_throughput_is_judged_at_the_largest_batch_that_the_slo_allows() -> None:
     fp32 = trial("fp32", [point(1, 10.0), point(4, 12.0), point(8, 40.0)])
     chosen = choose([fp32], slo=["p99<=20ms", "error_rate<=1%"])
@@ -159,7 +170,14 @@ def test_measuring_in_alternation_overrules_the_curves() -> None:
     assert call is not None
     assert (call[0].id, call[1].id) == ("int8-mse", "fp32")
     measured = Comparison(
-        candidate="int8-mse", against="fp32", batch_size=8, rounds=20, ratio=1.09, low=1.05, high=1.12
+        candidate="int8-mse",
+        against="fp32",
+        batch_size=8,
+        against_batch_size=8,
+        rounds=20,
+        ratio=1.09,
+        low=1.05,
+        high=1.12,
     )
     assert choose([SLOW_FP32, close]).winner == "fp32"
     chosen = choose([SLOW_FP32, close], comparisons=[measured])
@@ -218,7 +236,11 @@ def test_a_less_exact_winner_is_better_than_each_more_exact_one(found: list[Tria
     if all(one.outcome is not Outcome.PASSED for one in found):
         return
     chosen = choose(found)
-    score = {one.candidate.id: one.curve[-1].throughput for one in found if one.outcome is Outcome.PASSED}
+    score = {
+        one.candidate.id: judge(one, Goal.parse("throughput")).score
+        for one in found
+        if one.outcome is Outcome.PASSED
+    }
     rank = [Precision.FP32, Precision.FP16, Precision.INT8]
     by_id = {one.candidate.id: one for one in found}
     for name, value in score.items():

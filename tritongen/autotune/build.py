@@ -163,7 +163,9 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     notes = [*space.notes, *_batching_notes(spec, graph)]
     for note in notes:
         events(Event("build", "note", note, name))
-    goal = Goal.parse(spec.objective, spec.slo, spec.serving.instances)
+    goal = Goal.parse(
+        spec.objective, spec.slo, spec.serving.instances, full_batches=spec.max_batch_size is not None
+    )
     trials = stages.run_trials(setting, engine, graph, preparation, space.candidates)
     selection = select(
         trials,

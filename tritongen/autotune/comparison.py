@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,14 @@ _PAUSE_SECONDS = 0.01
 """Lets the other's threads stop spinning before the next round starts."""
 
 
+@dataclass(frozen=True)
+class Team:
+    """The instances of one contender, each with a prepared batch."""
+
+    runners: Sequence[Runner]
+    batch_size: int
+
+
 def compare(job_file: Path, events: EventSink) -> None:
     """Write comparison.json beside `job_file`: the ratio of the two, round by round, and its interval."""
     job = read_record(job_file, ComparisonJob)
@@ -40,11 +49,11 @@ def compare(job_file: Path, events: EventSink) -> None:
         None,
         shapes,
         batched=graph.batched,
-        largest=job.batch_size,
+        largest=max(contender.batch_size for contender in job.contenders),
         seed=job.spec.seed,
     )
     with ExitStack() as stack:
-        teams: list[list[Runner]] = []
+        teams: list[Team] = []
         for contender in job.contenders:
             engine = load_engine(contender.engine).with_shapes(shapes, job.max_batch_size)
             runners = [
@@ -52,15 +61,16 @@ def compare(job_file: Path, events: EventSink) -> None:
                 for _ in range(contender.instances)
             ]
             for runner in runners:
-                runner.prepare(inputs(job.batch_size))
-            teams.append(runners)
+                runner.prepare(inputs(contender.batch_size))
+            teams.append(Team(runners, contender.batch_size))
         ratios = _alternate(teams, events, by_latency=job.by_latency)
     low, high = median_interval(np.asarray(ratios))
     one, other = job.contenders
     record = Comparison(
         candidate=one.candidate,
         against=other.candidate,
-        batch_size=job.batch_size,
+        batch_size=one.batch_size,
+        against_batch_size=other.batch_size,
         rounds=len(ratios),
         ratio=float(np.median(ratios)),
         low=low,
@@ -69,15 +79,15 @@ def compare(job_file: Path, events: EventSink) -> None:
     write_record(job_file.parent / FILENAME, record)
 
 
-def _alternate(teams: Sequence[Sequence[Runner]], events: EventSink, *, by_latency: bool) -> list[float]:
+def _alternate(teams: Sequence[Team], events: EventSink, *, by_latency: bool) -> list[float]:
     """Score ratios of the first team to the second; who starts changes from round to round."""
     begin = time.perf_counter()
-    for runners in teams:
-        run_round(runners, _ROUND_SECONDS)
+    for team in teams:
+        run_round(team.runners, _ROUND_SECONDS)
     ratios: list[float] = []
     while len(ratios) < ROUNDS:
         order = (0, 1) if len(ratios) % 2 == 0 else (1, 0)
-        scores = {team: _score(teams[team], by_latency=by_latency) for team in order}
+        scores = {index: _score(teams[index], by_latency=by_latency) for index in order}
         ratios.append(scores[0] / scores[1])
         events(Event("compare", "progress", "measuring in alternation", fraction=len(ratios) / ROUNDS))
         if time.perf_counter() - begin > _MAX_SECONDS and len(ratios) >= _FEWEST_ROUNDS:
@@ -85,11 +95,11 @@ def _alternate(teams: Sequence[Sequence[Runner]], events: EventSink, *, by_laten
     return ratios
 
 
-def _score(runners: Sequence[Runner], *, by_latency: bool) -> float:
-    """Calls per second, or one over the median latency, of one round."""
+def _score(team: Team, *, by_latency: bool) -> float:
+    """Inferences per second, or one over the median latency, of one round."""
     time.sleep(_PAUSE_SECONDS)
-    one = run_round(runners, _ROUND_SECONDS)
+    one = run_round(team.runners, _ROUND_SECONDS)
     if by_latency:
         return 1e9 / max(1.0, float(np.median(np.concatenate(one.latencies))))
     calls, seconds = one.window()
-    return calls / seconds
+    return team.batch_size * calls / seconds

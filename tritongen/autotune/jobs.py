@@ -49,6 +49,7 @@ class Contender(Record):
     artifact: Artifact
     runtime: Options
     instances: int
+    batch_size: int
 
 
 class ComparisonJob(Record):
@@ -57,7 +58,6 @@ class ComparisonJob(Record):
     spec: ModelSpec
     preparation: Preparation
     max_batch_size: int
-    batch_size: int
     by_latency: bool
     """Compare median latencies instead of throughputs."""
     contenders: tuple[Contender, Contender]

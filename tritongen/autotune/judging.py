@@ -17,6 +17,10 @@ the interval of a median knows the noise within one process, not that between tw
 CLOSE = 0.15
 """Candidates nearer than this are measured again in alternation: a noisy machine drifts by as much."""
 
+NEAR_BEST = 0.05
+"""Throughputs nearer than this to the best count as equal: the larger batch is then taken, since a server
+has a cost per call that the bare engine does not show."""
+
 _EXACTNESS = {Precision.FP32: 0, Precision.FP16: 1, Precision.INT8: 2}
 
 
@@ -45,14 +49,23 @@ class Goal:
     latency_slos: tuple[Slo, ...] = ()
     instances: int | None = None
     """Fixed by the spec; None: what the trials find best."""
+    full_batches: bool = False
+    """Throughput counts at the largest batch that the SLO allows, since the server is told to fill it."""
 
     @classmethod
-    def parse(cls, objective: str, slo: Sequence[str] = (), instances: int | None = None) -> Goal:
+    def parse(
+        cls,
+        objective: str,
+        slo: Sequence[str] = (),
+        instances: int | None = None,
+        *,
+        full_batches: bool = False,
+    ) -> Goal:
         """From the spec's texts; SpecError for an SLO that cannot be read."""
         kind, _, batch = objective.partition("@")
         size = int(batch or 1) if kind == "latency" else None
         latencies = tuple(one for one in map(parse_slo, slo) if one.unit == "ms")
-        return cls(objective, size, latencies, instances)
+        return cls(objective, size, latencies, instances, full_batches)
 
     def score(self, point: LatencyPoint) -> float:
         return point.throughput if self.batch_size is None else 1000.0 / max(point.median_ms, 1e-9)
@@ -68,10 +81,18 @@ def judge(trial: Trial, goal: Goal) -> Judged:
     else:
         fitting = [p for p in points if meets(p, goal.latency_slos)]
         met = bool(fitting)
-        size = max((p.batch_size for p in fitting), default=min(p.batch_size for p in points))
+        size = _batch_for_throughput(fitting, goal) if met else min(p.batch_size for p in points)
         allowed = [p for p in (fitting or points) if p.batch_size == size]
     point = max(allowed, key=lambda p: (goal.score(p), -p.p99_ms, -p.instances, str(p.runtime)))
     return Judged(trial, point, met, goal.score(point))
+
+
+def _batch_for_throughput(fitting: Sequence[LatencyPoint], goal: Goal) -> int:
+    """The batch size that throughput is judged at, of points that leave the SLO possible."""
+    if goal.full_batches:
+        return max(p.batch_size for p in fitting)
+    best = max(p.throughput for p in fitting)
+    return max(p.batch_size for p in fitting if p.throughput >= best * (1 - NEAR_BEST))
 
 
 def meets(point: LatencyPoint, slos: Sequence[Slo]) -> bool:
@@ -86,8 +107,6 @@ def beats(one: Judged, other: Judged, comparisons: Sequence[Comparison] = ()) ->
     """Whether `one` is better than `other` beyond noise."""
     if one.meets_slo != other.meets_slo:
         return one.meets_slo
-    if one.point.batch_size != other.point.batch_size:
-        return one.score > other.score * (1 + MIN_GAIN)
     measured = measured_ratio(one, other, comparisons)
     if measured is not None:
         return measured[1] > 1 and measured[0] > 1 + MIN_GAIN
@@ -102,7 +121,7 @@ def close_call(trials: Sequence[Trial], goal: Goal) -> tuple[Judged, Judged] | N
     if len(leaders) < 2:  # noqa: PLR2004
         return None
     exact, other = leaders[0], min(leaders[1:], key=rank)
-    if exact.meets_slo != other.meets_slo or exact.point.batch_size != other.point.batch_size:
+    if exact.meets_slo != other.meets_slo:
         return None
     margin = max(CLOSE, 2 * noise(exact, other))
     return (other, exact) if 1 / (1 + margin) < other.score / exact.score < 1 + margin else None
@@ -128,11 +147,16 @@ def measured_ratio(
 ) -> tuple[float, float] | None:
     """(ratio, its lower bound) of the two in alternation, whichever way round it was measured."""
     for c in comparisons:
-        if c.batch_size == one.point.batch_size and c.candidate == one.id and c.against == other.id:
+        sides = ((c.candidate, c.batch_size), (c.against, c.against_batch_size))
+        if sides == (_side(one), _side(other)):
             return c.ratio, c.low
-        if c.batch_size == one.point.batch_size and c.candidate == other.id and c.against == one.id:
+        if sides == (_side(other), _side(one)):
             return 1 / c.ratio, 1 / c.high
     return None
+
+
+def _side(one: Judged) -> tuple[str, int]:
+    return one.id, one.point.batch_size
 
 
 def _value(point: LatencyPoint, slo: Slo) -> float:

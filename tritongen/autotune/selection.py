@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tritongen.autotune.judging import Goal, Judged, beats, exactness, judge, measured_ratio, rank
+from tritongen.autotune.judging import (
+    NEAR_BEST,
+    Goal,
+    Judged,
+    beats,
+    exactness,
+    judge,
+    measured_ratio,
+    meets,
+    rank,
+)
 from tritongen.autotune.verdicts import excluded, nothing_passed, why_lost, why_won
 from tritongen.runs.records import Comparison, Loser, Outcome, Selection, Trial
 
@@ -26,7 +36,7 @@ def select(
     better beyond the noise of both: by `MIN_GAIN` and by the combined 95 % intervals of their medians, or,
     where the two were measured in alternation (`comparisons`), by the interval of that ratio.
     """
-    goal = Goal.parse(objective, slo, instances)
+    goal = Goal.parse(objective, slo, instances, full_batches=max_batch_size_is_asked_for)
     passed = [judge(trial, goal) for trial in trials if selectable(trial)]
     if not passed:
         raise nothing_passed(trials)
@@ -35,7 +45,7 @@ def select(
     winner = _winner(best, ranked, comparisons)
     losers = [one for one in ranked if one is not winner]
     served = max_batch_size
-    if goal.latency_slos and goal.batch_size is None and not max_batch_size_is_asked_for:
+    if goal.batch_size is None and not max_batch_size_is_asked_for:
         served = min(winner.point.batch_size, max_batch_size)
     return Selection(
         objective=objective,
@@ -61,11 +71,15 @@ def selectable(trial: Trial) -> bool:
 
 
 def _batch_notes(winner: Judged, goal: Goal, served: int, measured: int) -> Iterator[str]:
-    """What the latency SLO means for the batch size: the server fills batches up to its largest."""
-    if goal.batch_size is not None or not winner.meets_slo or winner.point.batch_size >= measured:
+    """Why the largest batch is what it is: the server fills batches up to it."""
+    size = winner.point.batch_size
+    if goal.batch_size is not None or not winner.meets_slo or size >= measured:
         return
-    missed = ", ".join(str(slo) for slo in goal.latency_slos)
-    why = f"larger batches than {winner.point.batch_size} miss {missed} on the bare engine already"
+    if any(p.batch_size > size and meets(p, goal.latency_slos) for p in winner.trial.curve):
+        why = f"larger batches are no faster (more than {100 * NEAR_BEST:.0f} % behind on the bare engine)"
+    else:
+        missed = ", ".join(str(slo) for slo in goal.latency_slos)
+        why = f"larger batches than {size} miss {missed} on the bare engine already"
     if served < measured:
         yield f"max_batch_size is {served}: {why}"
     else:

@@ -113,14 +113,13 @@ def compare_leaders(
     if call is None:
         return ()
     one, other = call
-    about = f"{one.id} against {other.id} at batch {one.point.batch_size}"
+    about = f"{one.id} (batch {one.point.batch_size}) against {other.id} (batch {other.point.batch_size})"
     setting.events(Event("compare", "started", f"too close to tell: {about}", setting.name))
     batched = BatchStatus(preparation.batch_status) is BatchStatus.CONFIRMED
     job = jobs.ComparisonJob(
         spec=setting.spec,
         preparation=preparation,
         max_batch_size=largest_batch(setting.spec, batched=batched),
-        batch_size=one.point.batch_size,
         by_latency=goal.batch_size is not None,
         contenders=(_contender(setting, one), _contender(setting, other)),
     )
@@ -288,6 +287,7 @@ def _contender(setting: Setting, one: Judged) -> jobs.Contender:
         artifact=trial.artifact,
         runtime=one.point.runtime,
         instances=one.point.instances,
+        batch_size=one.point.batch_size,
     )
 
 

@@ -157,9 +157,11 @@ class Comparison(Record):
     candidate: str
     against: str
     batch_size: int
+    """Of the candidate."""
+    against_batch_size: int
     rounds: int
     ratio: float
-    """Median over the rounds of the candidate's throughput ÷ the other's."""
+    """Median over the rounds of the candidate's throughput (or speed) ÷ the other's."""
     low: float
     high: float
     """The 95 % confidence interval of that median."""
