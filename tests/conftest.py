@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import models
@@ -75,3 +76,8 @@ def save_model(tmp_path: Path) -> SaveModel:
 def servable_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Each tiny servable model in turn; `path.stem` is its name in tests.models."""
     return models.save(models.SERVABLE[request.param](), tmp_path / f"{request.param}.onnx")
+
+
+# A busy machine must not fail a property: speed is for benches.
+hypothesis.settings.register_profile("tritongen", deadline=None)
+hypothesis.settings.load_profile("tritongen")

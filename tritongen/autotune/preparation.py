@@ -113,9 +113,9 @@ def _run_once(graph: Graph, inputs: tuple[ResolvedInput, ...], data: _Data, even
     events(Event("inspect", "progress", "opening the model in ONNX Runtime"))
     with OnnxRuntimeRunner(graph.path) as runner:
         events(Event("inspect", "progress", "running the model"))
-        if graph.batch.status is BatchStatus.DECLARED:
-            return confirm_batch_axis(graph, inputs, runner.infer)
         dataset = next(iter(data.opened.values()), None)
+        if graph.batch.status is BatchStatus.DECLARED:
+            return confirm_batch_axis(graph, inputs, runner.infer, dataset=dataset)
         runner.infer(call_inputs(dataset, inputs, batched=graph.batched, largest=1)(1))
     return graph.batch
 
