@@ -14,10 +14,11 @@ from onnx import TensorProto, helper
 from tests import models
 from tests.conftest import SaveModel
 from tritongen.errors import ModelError, SpecError
-from tritongen.repository.adaptation import adapt_model, adapt_spec
+from tritongen.repository.adaptation import Adapted, adapt_for_target, adapt_model
 from tritongen.repository.onnx_versions import needed_ir_version, onnx_versions
 from tritongen.repository.targets import EMBEDDED, embedded, find_target, known_tags
-from tritongen.spec import ModelSpec, Spec
+from tritongen.runs.store import RunDirectory
+from tritongen.spec import ModelSpec
 
 OLD = "24.04"  # ONNX Runtime 1.17.3: IR version 9, opset 20
 
@@ -190,10 +191,9 @@ class TestAdapting:
         assert "IR version 10" in str(caught.value.found)
 
 
-class TestAdaptingASpec:
-    def spec(self, tmp_path: Path, path: Path, target: str | None) -> Spec:
-        model = ModelSpec(path=path, target=target)
-        return Spec(run_dir=tmp_path / "runs", models={"one": model})
+class TestAdaptingForATarget:
+    def adapt(self, tmp_path: Path, path: Path) -> Adapted:
+        return adapt_for_target(ModelSpec(path=path, target=OLD), RunDirectory(tmp_path / "run"))
 
     def new_file(self, tmp_path: Path) -> Path:
         proto = models.linear()
@@ -201,24 +201,22 @@ class TestAdaptingASpec:
         return models.save(proto, tmp_path / "m.onnx")
 
     def test_a_copy_takes_the_place_of_what_the_target_cannot_read(self, tmp_path: Path) -> None:
-        spec = self.spec(tmp_path, self.new_file(tmp_path), OLD)
-        adapted, notes = adapt_spec(spec)
-        path = adapted.models["one"].path
-        assert path.is_relative_to(spec.run_dir)
-        assert path.name == "m.onnx"
-        assert onnx_versions(path)[0] == 9
-        assert "from 13 down to 9" in notes["one"][0]
-        written = path.stat().st_mtime_ns
-        assert adapt_spec(spec) == (adapted, notes)
-        assert path.stat().st_mtime_ns == written
+        source = self.new_file(tmp_path)
+        adapted = self.adapt(tmp_path, source)
+        assert adapted.path.is_relative_to(tmp_path / "run")
+        assert adapted.path.name == "m.onnx"
+        assert onnx_versions(adapted.path)[0] == 9
+        assert "from 13 down to 9" in adapted.notes[0]
+        written = adapted.path.stat().st_mtime_ns
+        assert self.adapt(tmp_path, source) == adapted
+        assert adapted.path.stat().st_mtime_ns == written
 
     def test_what_can_be_read_is_left_alone(self, save_model: SaveModel, tmp_path: Path) -> None:
-        spec = self.spec(tmp_path, save_model("linear"), OLD)
-        assert adapt_spec(spec) == (spec, {})
-        assert not spec.run_dir.exists()
+        path = save_model("linear")
+        assert self.adapt(tmp_path, path) == Adapted(path)
+        assert not (tmp_path / "run").exists()
 
     def test_what_is_no_model_is_left_to_the_inspection(self, tmp_path: Path) -> None:
         (tmp_path / "m.onnx").write_text("hello", encoding="utf-8")
         for path in (tmp_path / "m.onnx", tmp_path / "none.onnx"):
-            spec = self.spec(tmp_path, path, OLD)
-            assert adapt_spec(spec) == (spec, {})
+            assert self.adapt(tmp_path, path) == Adapted(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,8 @@ class SelectedModel:
     """By candidate."""
     engine: Engine
     run: RunDirectory
+    adaptation: tuple[str, ...] = ()
+    """What was changed in the ONNX file for the serving target, one sentence each."""
 
     @property
     def winner(self) -> Trial:
@@ -56,6 +58,9 @@ class Published:
     notes: tuple[str, ...] = ()
 
 
+Adapt = Callable[[ModelSpec, RunDirectory], tuple[Path, tuple[str, ...]]]
+"""The ONNX file in a form that the serving target reads, and what was changed for that."""
+
 Publish = Callable[[SelectedModel, EventSink], Published]
 """Writes a selected model into the repository."""
 
@@ -65,6 +70,7 @@ class Plan:
     """What holds for all models of a build."""
 
     spec: Spec
+    adapt: Adapt
     publish: Publish
     machine: Machine
     fresh: bool = False
@@ -74,7 +80,13 @@ class Plan:
 
 
 def build_models(
-    spec: Spec, publish: Publish, events: EventSink, *, fresh: bool = False, effort: str = "normal"
+    spec: Spec,
+    adapt: Adapt,
+    publish: Publish,
+    events: EventSink,
+    *,
+    fresh: bool = False,
+    effort: str = "normal",
 ) -> Build:
     """Build the models of a spec one after the other; one that fails does not keep the others from it.
 
@@ -82,7 +94,7 @@ def build_models(
     """
     from tritongen.autotune.machine import current_machine
 
-    plan = Plan(spec, publish, current_machine(), fresh, effort)
+    plan = Plan(spec, adapt, publish, current_machine(), fresh, effort)
     return Build(machine=plan.machine, models=tuple(_build(name, plan, events) for name in spec.models))
 
 
@@ -116,8 +128,10 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
         if plan.fresh:
             _forget(run)
         write_record(run.spec, model)
-        selected, preparation = _select(Setting(name, model, run, plan.machine, recorded, plan.effort))
-        published = plan.publish(selected, recorded)
+        path, adaptation = plan.adapt(model, run)
+        readable = model.model_copy(update={"path": path})
+        selected, preparation = _select(Setting(name, readable, run, plan.machine, recorded, plan.effort))
+        published = plan.publish(replace(selected, adaptation=adaptation), recorded)
         outcome = ModelBuild(
             name=name,
             status="built",
@@ -130,7 +144,7 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
             notes=published.notes,
         )
         write_record(run.result, outcome)
-        roots = _roots(model, selected.graph)
+        roots = _roots(model)
         if roots is not None:
             write_record(run.fingerprint, fingerprint.take(settings, roots, published.folder))
     return outcome
@@ -221,7 +235,7 @@ def _settings(name: str, plan: Plan) -> str:
     return digest_json([name, asked, plan.effort, places, identity(plan.machine)])
 
 
-def _roots(spec: ModelSpec, graph: Graph) -> list[Path] | None:
+def _roots(spec: ModelSpec) -> list[Path] | None:
     """The files that a build depends on; None if a user's function brings data, which no file stamp shows."""
     from tritongen.autotune.stages import metric_file
     from tritongen.graph import inspect_model
@@ -229,10 +243,9 @@ def _roots(spec: ModelSpec, graph: Graph) -> list[Path] | None:
     data = [source for source in (spec.data.calibration, spec.data.validation) if source is not None]
     if any(is_function(source) for source in data):
         return None
-    files = [spec.path, *(spec.path.parent / name for name in graph.external_data), *map(Path, data)]
-    if spec.accuracy.reference is not None:
-        reference = inspect_model(spec.accuracy.reference)
-        files += [reference.path, *(reference.path.parent / name for name in reference.external_data)]
+    files = list(map(Path, data))
+    for path in filter(None, (spec.path, spec.accuracy.reference)):
+        files += [path, *(path.parent / name for name in inspect_model(path).external_data)]
     files += [path for path in (spec.serving.template, metric_file(spec)) if path is not None]
     return files
 

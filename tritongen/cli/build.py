@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tritongen.autotune.build import Publish, Published, SelectedModel
     from tritongen.runs.build import Build
     from tritongen.runs.events import EventSink
-    from tritongen.spec import Spec
+    from tritongen.runs.store import RunDirectory
+    from tritongen.spec import ModelSpec, Spec
 
 _INTERRUPTED = 130
 
@@ -57,14 +58,13 @@ def command(
 
     from tritongen.autotune.build import build_models
     from tritongen.report.terminal import progress
-    from tritongen.repository.adaptation import adapt_spec
 
-    spec, adapted = adapt_spec(options.read_spec(models, **flags))
+    spec = options.read_spec(models, **flags)
     console = Console(stderr=as_json, highlight=False)
     with _terminable(), progress(Console(stderr=True, highlight=False) if as_json else console) as events:
         try:
-            publish = _publisher(spec, adapted, force=force)
-            build = build_models(spec, publish, events, fresh=fresh, effort=effort)
+            publish = _publisher(spec, force=force)
+            build = build_models(spec, _adapt, publish, events, fresh=fresh, effort=effort)
         except KeyboardInterrupt:
             build = None
     if build is None:
@@ -101,8 +101,15 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _publisher(spec: Spec, adapted: dict[str, tuple[str, ...]], *, force: bool) -> Publish:
-    """Writes selected models into the spec's repository; `adapted` says what was changed for the target."""
+def _adapt(model: ModelSpec, run: RunDirectory) -> tuple[Path, tuple[str, ...]]:
+    from tritongen.repository.adaptation import adapt_for_target
+
+    adapted = adapt_for_target(model, run)
+    return adapted.path, adapted.notes
+
+
+def _publisher(spec: Spec, *, force: bool) -> Publish:
+    """Writes selected models into the spec's repository."""
 
     def publish(model: SelectedModel, events: EventSink) -> Published:
         from tritongen.autotune.build import Published
@@ -127,7 +134,7 @@ def _publisher(spec: Spec, adapted: dict[str, tuple[str, ...]], *, force: bool) 
                 sample=sample,
                 reference=reference,
                 versions=library_versions(),
-                notes=(*adapted.get(model.name, ()), *model.selection.notes),
+                notes=(*model.adaptation, *model.selection.notes),
             ),
             force=force,
             events=events,

@@ -16,7 +16,7 @@ from tritongen.runs.store import RunDirectory
 
 if TYPE_CHECKING:
     from tritongen.repository.targets import Target
-    from tritongen.spec import ModelSpec, Spec
+    from tritongen.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,12 @@ class Adapted:
     """What was changed, one sentence each; empty: the file is the one that was given."""
 
 
-def adapt_spec(spec: Spec) -> tuple[Spec, dict[str, tuple[str, ...]]]:
-    """The spec with readable copies in place of the ONNX files that their targets cannot read, and why.
+def adapt_for_target(model: ModelSpec, run: RunDirectory) -> Adapted:
+    """The model's ONNX file, or a copy that its serving target can read where that one cannot be.
 
     Copies lie in the run directory, under a key of what they were made from, so that a second build finds
     them. Files that are no ONNX are left to the inspection, which explains more.
     """
-    models, notes = dict(spec.models), {}
-    for name, model in spec.models.items():
-        adapted = _adapted(model, RunDirectory(spec.run_dir / name))
-        if adapted.notes:
-            models[name] = model.model_copy(update={"path": adapted.path})
-            notes[name] = adapted.notes
-    return (spec.model_copy(update={"models": models}) if notes else spec), notes
-
-
-def _adapted(model: ModelSpec, run: RunDirectory) -> Adapted:
     try:
         ir_version, opsets = onnx_versions(model.path)
     except (ModelError, OSError):
