@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tritongen.loadtest import statistics
 from tritongen.loadtest.distributions import beta_cdf, beta_quantile, normal_quantile, student_t_quantile
+from tritongen.loadtest.looks import look_sizes
 from tritongen.loadtest.statistics import BATCHES, Decision, judge_share
 
 Values = NDArray[np.float64]
@@ -192,9 +193,9 @@ def test_slow_swings_are_never_decided() -> None:
 
 
 def test_looks() -> None:
-    assert statistics.look_sizes(2499) == []
-    assert statistics.look_sizes(2500) == [2500]
-    assert statistics.look_sizes(12_000) == [2500, 5000, 12_000]
+    assert look_sizes(2499) == []
+    assert look_sizes(2500) == [2500]
+    assert look_sizes(12_000) == [2500, 5000, 12_000]
 
 
 def test_swings_do_not_hide_a_miss_that_never_stops() -> None:
@@ -208,37 +209,15 @@ def test_swings_do_not_hide_a_miss_that_never_stops() -> None:
     assert sum(judged.decision is Decision.FAIL for judged in runs) <= 6
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_a_quick_miss_is_hardly_ever_a_wrong_one(rho: float) -> None:
-    random = np.random.default_rng(17)
-    runs = [judge_share(sojourn_times(random, 400, rho), true_p99(rho), 0.01) for _ in range(300)]
-    assert sum(judged.decision is Decision.FAIL for judged in runs) <= 6
-    assert not any(judged.decision is Decision.PASS for judged in runs)
-
-
-def _wrong(rho: float, requests: int, runs: int, seed: int) -> tuple[float, float, float]:
-    """(false PASS, false FAIL, false PASS of the binomial rule) where exactly 1 % of all are over."""
-    random = np.random.default_rng(seed)
-    counts = np.zeros(3)
-    for _ in range(runs):
-        values = sojourn_times(random, requests, rho)
-        decision = judge_share(values, true_p99(rho), 0.01).decision
-        over = int((values > true_p99(rho)).sum())
-        naive = beta_quantile(0.99, over + 1, requests - over) <= 0.01
-        counts += [decision is Decision.PASS, decision is Decision.FAIL, naive]
-    share = counts / runs
-    return float(share[0]), float(share[1]), float(share[2])
-
-
-@pytest.mark.parametrize(("rho", "requests"), [(0.0, 2500), (0.5, 5000), (0.7, 5000), (0.9, 10_000)])
-def test_wrong_verdicts_at_the_limit_are_as_rare_as_promised(rho: float, requests: int) -> None:
-    runs = 400
-    wrong_pass, wrong_fail, naive_pass = _wrong(rho, requests, runs, seed=round(100 * rho))
-    # The 99 % band of 1 % over 400 runs.
-    assert wrong_pass <= 0.025
-    assert wrong_fail <= 0.025
-    if rho >= 0.7:
-        assert naive_pass > 0.1, "the obvious rule is expected to be this wrong"
+def test_the_obvious_rule_is_as_wrong_as_that() -> None:
+    """Why there is a rule of our own: the binomial test on the requests of a queue passes what it should not."""
+    random = np.random.default_rng(70)
+    passed = 0
+    for _ in range(100):
+        values = sojourn_times(random, 5000, 0.7)
+        over = int((values > true_p99(0.7)).sum())
+        passed += beta_quantile(0.99, over + 1, 5000 - over) <= 0.01
+    assert passed > 10
 
 
 @pytest.mark.parametrize(("rho", "requests"), [(0.0, 5000), (0.5, 40_000)])
