@@ -1,7 +1,7 @@
-"""A KServe v2 server that answers from a table, over HTTP/1.1 and gRPC: what a load test measures on it is itself.
+"""A KServe v2 server that answers from a table, over HTTP/1.1 and gRPC: load tests of it measure themselves.
 
-Run as a process of its own; it prints one JSON line with its ports. With `--arrivals FILE` it writes down when
-each inference request came (CLOCK_MONOTONIC, ns, 8 bytes each), so that two senders can be compared by one clock.
+Run as a process of its own; it prints one JSON line with its ports. With `--arrivals FILE` it writes down
+when each inference request came (CLOCK_MONOTONIC, ns, 8 bytes each): one clock for all senders.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Http(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         data = self.buffer + data
-        while (end := data.find(b"\r\n\r\n") + 4) > 3:  # noqa: PLR2004
+        while (end := data.find(b"\r\n\r\n") + 4) > 3:
             head = data[:end]
             length = self.known.get(head)
             if length is None:
@@ -200,7 +200,11 @@ class Grpc(asyncio.Protocol):
 
     def response(self, message: bytes) -> tuple[bytes, bytes, bytes]:
         """The frames of an answer, without their stream numbers: the pieces between these."""
-        heads = frame(HEADERS, 4, 0, RESPONSE_BLOCK), frame(DATA, 0, 0, message), frame(HEADERS, 5, 0, TRAILERS)
+        heads = (
+            frame(HEADERS, 4, 0, RESPONSE_BLOCK),
+            frame(DATA, 0, 0, message),
+            frame(HEADERS, 5, 0, TRAILERS),
+        )
         return heads[0][:5], heads[0][9:] + heads[1][:5], heads[1][9:] + heads[2][:5]
 
     def connection_made(self, transport: Any) -> None:
@@ -214,7 +218,7 @@ class Grpc(asyncio.Protocol):
         self.preface -= at
         end = len(data)
         out: list[bytes] = []
-        while end - at >= 9:  # noqa: PLR2004
+        while end - at >= 9:
             high, low, kind, flags, stream = HEAD.unpack_from(data, at)
             stop = at + 9 + (high << 8 | low)
             if stop > end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 
 from tritongen.loadtest import samples
@@ -58,15 +59,16 @@ class H2Transport:
         self._waiting: dict[int, int] = {}
         self._active: dict[int, Stream] = {}
         self._turn = 0
+        self._settled = asyncio.Event()
+        """No connection is being made."""
 
     async def open(self, connections: int) -> None:
         """Connect as often as that many calls at once need; what fails now will be counted when needed."""
         self._wanted = max(1, min(_MOST_CONNECTIONS, -(-connections // _CALLS_PER_CONNECTION)))
         for _ in range(self._wanted):
             self._dial()
-        deadline = asyncio.get_running_loop().time() + _OPEN_S
-        while self._dials and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.001)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), _OPEN_S)
 
     def send(self, row: int, request: int) -> None:
         """Start a call on the next connection with room, else as soon as there is one."""
@@ -111,15 +113,15 @@ class H2Transport:
     def has_room(self, connection: Connection) -> None:
         """Begin waiting calls on this connection, which may be new."""
         if connection.ready and connection not in self._ready:
-            self._dials.pop(connection, None)
             self._ready.append(connection)
+            self._dialled(connection)
         while self._waiting and connection.room:
             row = next(iter(self._waiting))
             self._active[row] = connection.start(row, self._requests[self._waiting.pop(row)])
 
     def is_leaving(self, connection: Connection) -> None:
         """The connection takes no more calls; those in flight on it go on."""
-        self._dials.pop(connection, None)
+        self._dialled(connection)
         if connection in self._ready:
             self._ready.remove(connection)
         self._leaving.add(connection)
@@ -128,7 +130,7 @@ class H2Transport:
 
     def is_over(self, connection: Connection, status: int, detail: str) -> None:
         """The connection has ended; if it was the last hope of calls that wait, so have they."""
-        was_dialling = self._dials.pop(connection, None) is not None
+        was_dialling = self._dialled(connection)
         if connection in self._ready:
             self._ready.remove(connection)
         self._leaving.discard(connection)
@@ -140,6 +142,13 @@ class H2Transport:
                 self._finish(row, status, detail)
         elif self._waiting:
             self._dial()
+
+    def _dialled(self, connection: Connection) -> bool:
+        """A connection is not being made any more; whether it was."""
+        task = self._dials.pop(connection, None)
+        if not self._dials:
+            self._settled.set()
+        return task is not None
 
     def _dial_more(self) -> None:
         """Replace connections that are gone, one at a time."""

@@ -14,6 +14,7 @@ from tritongen.loadtest.http2.stream import Stream, Upload, reset_outcome
 if TYPE_CHECKING:
     from tritongen.loadtest.transport_h2 import H2Transport
 
+_LONGEST_FRAME = HEAD_BYTES + frames.DEFAULT_FRAME_SIZE
 _LONGEST_BLOCK = 1 << 20
 _RENEW_AT = 1 << 30
 """Once so much of the receive window is used, it is opened again."""
@@ -30,6 +31,7 @@ class Connection(asyncio.Protocol):
         """Whether new calls may begin; False again once the server or we have ended it."""
         self.peer = frames.Peer()
         self._pool = pool
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._next = 1
@@ -37,18 +39,23 @@ class Connection(asyncio.Protocol):
         self._window = frames.DEFAULT_WINDOW
         self._received = 0
         self._uploads: dict[int, Upload] = {}
+        self._out: list[bytes] = []
         self._partial: tuple[int, int, bytes] | None = None
+        self._greeted = False
         self._goodbye = ""
         self._ended = False
-        self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
-            frames.SETTINGS: self._settings,
-            frames.PING: self._ping,
-            frames.WINDOW_UPDATE: self._window_update,
-            frames.RST_STREAM: self._rst_stream,
-            frames.GOAWAY: self._goaway,
-            frames.CONTINUATION: self._continuation,
-            frames.PUSH_PROMISE: self._push_promise,
-        }
+        self._handlers: tuple[Callable[[int, int, bytes], None], ...] = (
+            self._data,
+            self._headers,
+            self._ignore,  # PRIORITY
+            self._rst_stream,
+            self._settings,
+            self._push_promise,
+            self._ping,
+            self._goaway,
+            self._window_update,
+            self._continuation,
+        )
 
     @property
     def room(self) -> bool:
@@ -83,13 +90,22 @@ class Connection(asyncio.Protocol):
         self.write(frames.reset(stream.number, frames.CANCEL))
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._ended:
-            self._transport.write(data)
+        """Send soon: what is written in one turn of the event loop leaves together, in one system call."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out = self._out
+        if out and self._transport is not None:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
 
     def drop(self) -> None:
         """Close at once; calls in flight are not reported."""
         self._ended, self.ready = True, False
         self.streams.clear()
+        self._out.clear()
         if self._transport is not None:
             self._transport.abort()
 
@@ -105,6 +121,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._frames(self._buffer + data if self._buffer else data)
+            self._flush()
         except ProtocolError as error:
             self.write(frames.goaway(frames.PROTOCOL_ERROR))
             self._end(samples.GARBAGE, str(error))
@@ -116,53 +133,47 @@ class Connection(asyncio.Protocol):
     def _frames(self, data: bytes) -> None:
         """Walk over the whole frames in `data`; keep the rest."""
         at, end = 0, len(data)
-        streams = self.streams
+        handlers = self._handlers
         while end - at >= HEAD_BYTES:
             high, low, kind, flags, number = HEAD.unpack_from(data, at)
-            length = high << 8 | low
-            if length > frames.DEFAULT_FRAME_SIZE or (not self.ready and not self._next_is_sane(kind)):
+            stop = at + HEAD_BYTES + (high << 8 | low)
+            if stop - at > _LONGEST_FRAME or not (self._greeted or kind == frames.SETTINGS):
                 raise ProtocolError(f"no HTTP/2 frame: {data[at : at + 60]!r}")
-            stop = at + HEAD_BYTES + length
             if stop > end:
                 break
-            payload = data[at + HEAD_BYTES : stop]
-            at = stop
             if self._partial is not None and kind != frames.CONTINUATION:
                 raise ProtocolError("a header block without its end")
-            if kind == frames.HEADERS:
-                if flags & (frames.PADDED | frames.WITH_PRIORITY):
-                    payload = frames.body(flags, payload, kind=kind)
-                if flags & frames.END_HEADERS:
-                    self._headers(number, flags, payload)
-                else:
-                    self._partial = (number, flags, payload)
-            elif kind == frames.DATA:
-                self._received += length
-                if flags & frames.PADDED:
-                    payload = frames.body(flags, payload, kind=kind)
-                stream = streams.get(number)
-                if stream is None:
-                    self._check_known(number)
-                else:
-                    stream.receive(payload)
-                    if flags & frames.END_STREAM:
-                        self._finish(stream, *stream.outcome(None, streaming=self._pool.streaming))
-            else:
-                handle = self._handlers.get(kind)  # what we do not know is to be passed over
-                if handle is not None:
-                    handle(number, flags, payload)
-            if self._ended:
-                return
+            if kind < len(handlers):  # what we do not know is to be passed over
+                handlers[kind](number, flags, data[at + HEAD_BYTES : stop])
+                if self._ended:
+                    return
+            at = stop
         self._buffer = data[at:]
         if self._received > _RENEW_AT:
             self.write(frames.window_update(0, self._received))
             self._received = 0
 
-    def _next_is_sane(self, kind: int) -> bool:
-        """The first frame must be SETTINGS; afterwards `_goodbye` says why no calls may begin."""
-        return kind == frames.SETTINGS or bool(self._goodbye)
+    def _data(self, number: int, flags: int, payload: bytes) -> None:
+        self._received += len(payload)
+        if flags & frames.PADDED:
+            payload = frames.body(flags, payload, kind=frames.DATA)
+        stream = self.streams.get(number)
+        if stream is None:
+            self._check_known(number)
+            return
+        stream.receive(payload)
+        if flags & frames.END_STREAM:
+            self._finish(stream, *stream.outcome(None, streaming=self._pool.streaming))
 
     def _headers(self, number: int, flags: int, payload: bytes) -> None:
+        if flags & (frames.PADDED | frames.WITH_PRIORITY):
+            payload = frames.body(flags, payload, kind=frames.HEADERS)
+        if flags & frames.END_HEADERS:
+            self._block_received(number, flags, payload)
+        else:
+            self._partial = (number, flags, payload)
+
+    def _block_received(self, number: int, flags: int, payload: bytes) -> None:
         stream = self.streams.get(number)
         if stream is None:
             self._check_known(number)
@@ -184,11 +195,12 @@ class Connection(asyncio.Protocol):
             raise ProtocolError("a header block without an end")
         if flags & frames.END_HEADERS:
             self._partial = None
-            self._headers(number, first_flags, block)
+            self._block_received(number, first_flags, block)
         else:
             self._partial = (number, first_flags, block)
 
     def _settings(self, _number: int, flags: int, payload: bytes) -> None:
+        self._greeted = True
         if flags & frames.ACK:
             return
         window = self.peer.initial_window
@@ -241,6 +253,9 @@ class Connection(asyncio.Protocol):
         for stream in [each for number, each in self.streams.items() if number > last]:
             self._finish(stream, samples.LOST, self._goodbye)
 
+    def _ignore(self, _number: int, _flags: int, _payload: bytes) -> None:
+        """Nothing that matters to us."""
+
     def _push_promise(self, _number: int, _flags: int, _payload: bytes) -> None:
         raise ProtocolError("a PUSH_PROMISE, which we did not allow")
 
@@ -286,6 +301,7 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         self._ended, self.ready = True, False
         if self._transport is not None:
+            self._flush()
             self._transport.close()
 
     def _end(self, status: int, detail: str) -> None:
@@ -296,6 +312,7 @@ class Connection(asyncio.Protocol):
         self.streams.clear()
         self._uploads.clear()
         if self._transport is not None:
+            self._flush()
             self._transport.close()
         self._pool.is_over(self, status, detail)
         for stream in streams:

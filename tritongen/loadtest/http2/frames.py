@@ -10,8 +10,8 @@ HEAD = struct.Struct(">HBBBL")
 """Length (two parts), type, flags, stream: the nine bytes in front of every frame."""
 HEAD_BYTES = HEAD.size
 
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(
-    10
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
+    range(10)
 )
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4

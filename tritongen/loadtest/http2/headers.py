@@ -77,7 +77,7 @@ class Block:
 
 
 class BlockReader:
-    """Header blocks → their meaning. Looked up if seen before, which is right as there is no dynamic table."""
+    """Header blocks → their meaning; looked up if seen before, which is right without a dynamic table."""
 
     def __init__(self) -> None:
         from hpack import Decoder

@@ -23,14 +23,13 @@ _RESET_CODES = {7: _UNAVAILABLE, CANCEL: 1, 11: 8, 12: 7}
 class Stream:
     """One call. `left` and `prefix` say how far the current message of the answer has come."""
 
-    __slots__ = ("connection", "first", "http_status", "left", "messages", "number", "prefix", "row")
+    __slots__ = ("connection", "first", "http_status", "left", "number", "prefix", "row")
 
     def __init__(self, connection: Connection, number: int, row: int) -> None:
         self.connection = connection
         self.number = number
         self.row = row
         self.http_status = 0
-        self.messages = 0
         self.left = 0
         self.prefix = b""
         self.first = b""
@@ -39,7 +38,7 @@ class Stream:
     def receive(self, data: bytes) -> None:
         """Take in a piece of the answer's body."""
         if not self.prefix and int.from_bytes(data[1:5], "big") == len(data) - _PREFIX_BYTES:
-            self.messages += 1  # the usual case: one frame, one message
+            # The usual case: one frame, one message.
             self.first = data[_PREFIX_BYTES : _PREFIX_BYTES + _KEPT_BYTES]
             return
         while data:
@@ -57,20 +56,19 @@ class Stream:
                 self.left = int.from_bytes(self.prefix[1:], "big")
                 self.first = b""
             if not self.left and len(self.prefix) == _PREFIX_BYTES:
-                self.messages += 1
                 self.prefix = b""
 
     def outcome(self, trailers: Block | None, *, streaming: bool) -> tuple[int, str]:
         """The status of the call now that its answer has ended."""
-        status = self.http_status or (trailers.http_status if trailers else None) or 0
         if trailers is None or trailers.grpc_status is None:
-            if status not in (0, _HTTP_OK):
-                return status, ""
-            return samples.GARBAGE, "the answer ended without a grpc-status"
+            http = self.http_status or (trailers.http_status if trailers else None) or _HTTP_OK
+            garbage = (samples.GARBAGE, "the answer ended without a grpc-status")
+            return garbage if http == _HTTP_OK else (http, "")
         if trailers.grpc_status:
             return samples.GRPC_FIRST + trailers.grpc_status, trailers.message
-        if self.left or self.prefix or not self.messages:
-            return samples.GARBAGE, "an empty answer" if not self.messages else "the answer's message is cut short"
+        if self.left or self.prefix or not self.first:
+            whole = not (self.left or self.prefix)
+            return samples.GARBAGE, "an empty answer" if whole else "the answer's message is cut short"
         if streaming and self.first[:1] == b"\x0a":  # ModelStreamInferResponse.error_message
             return samples.GRPC_FIRST + _UNKNOWN, error_message(self.first)
         return samples.OK, ""
