@@ -139,7 +139,9 @@ def parser_problems(parser: Any) -> list[dict[str, str]]:
         error = parser.get_error(index)
         problems.append(
             {
-                "node": str(error.node_name()) if hasattr(error, "node_name") else f"#{error.node()}",
+                # 8.6 tells only the node's place in the graph.
+                "index": str(error.node()),
+                "node": str(error.node_name()) if hasattr(error, "node_name") else "",
                 "operator": str(error.node_operator()) if hasattr(error, "node_operator") else "",
                 "reason": " ".join(str(error.desc()).split()),
             }

@@ -169,13 +169,26 @@ def load_plugin(trt: Any, logger: Any, plugin: Path) -> None:
 
 def refusal(model: Path, problems: Sequence[Mapping[str, str]], version: str) -> ModelError:
     """The error for a graph that TensorRT's parser refuses: which nodes, why, and the choices."""
-    words = [f"{' '.join(filter(None, (p['operator'], p['node'])))}: {p['reason']}" for p in problems]
+    words = [f"{_node(model, problem)}: {problem['reason']}" for problem in problems]
     return ModelError(
         f"TensorRT {version} refuses {model.name}",
         found="\n            ".join(words) or "no reason given",
         expected="operators that this TensorRT has",
         fix="give the missing operators as a plugin (--plugin lib.so), or use --engine onnxruntime",
     )
+
+
+def _node(model: Path, problem: Mapping[str, str]) -> str:
+    """Operator and name of the node that a parser error is about; 8.6 gives only its index."""
+    found = [problem.get("operator", ""), problem.get("node", "")]
+    if not any(found) and model.is_file() and problem.get("index", "").isdigit():
+        import onnx
+
+        nodes = onnx.load(model, load_external_data=False).graph.node
+        index = int(problem["index"])
+        if index < len(nodes):
+            found = [nodes[index].op_type, nodes[index].name]
+    return " ".join(filter(None, found)) or f"node #{problem.get('index', '?')}"
 
 
 def set_ranges(network: Any, ranges: Mapping[str, tuple[float, float]]) -> int:
