@@ -210,7 +210,7 @@ def test_swings_do_not_hide_a_miss_that_never_stops() -> None:
 
 
 def test_the_obvious_rule_is_as_wrong_as_that() -> None:
-    """Why there is a rule of our own: the binomial test on the requests of a queue passes what it should not."""
+    """Why there is a rule of our own: the binomial test passes a queue that it should not."""
     random = np.random.default_rng(70)
     passed = 0
     for _ in range(100):

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from tritongen.errors import InputError
 from tritongen.loadtest.job import Protocol
 from tritongen.loadtest.schedule import Arrival
+from tritongen.loadtest.statistics import ALPHA
 from tritongen.slo import Slo
 
 DEFAULT_DURATION_S = 60.0
 """Stalls are rare: a shorter window does not see them."""
+DEFAULT_MAX_DURATION_S = 300.0
+"""How long an objective that is not decided yet is followed."""
 DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_MAX_IN_FLIGHT = 1024
 _LONGEST_WARMUP_S = 5.0
@@ -35,7 +38,11 @@ class Settings:
     """Calls in flight, closed loop."""
     arrival: Arrival = "poisson"
     duration_s: float = DEFAULT_DURATION_S
-    """Warm-up included."""
+    """Warm-up included. With `min_duration_s`, the longest that it may take."""
+    min_duration_s: float | None = None
+    """The shortest window that may decide: looks begin there, and the first that decides ends the run."""
+    alpha: float = ALPHA
+    """Probability of a wrong PASS when the truth is exactly at the limit, and of a wrong FAIL."""
     warmup_s: float | None = None
     """Left out at the start; default: a tenth of the duration, at most five seconds."""
     slos: Sequence[Slo] = ()
@@ -99,6 +106,7 @@ class Settings:
             ("--rate", self.rate),
             ("--concurrency", self.concurrency),
             ("--duration", self.duration_s),
+            ("--min-duration", self.min_duration_s),
             ("--timeout", self.timeout_s),
             ("--max-in-flight", self.max_in_flight),
             ("--batch-size", self.batch_size),

@@ -68,6 +68,8 @@ class ShareJudgement:
     """Lag 1, of the batch means; a large one means that batches are too short to be independent."""
     alpha: float
     reason: str
+    worst: float = 0.0
+    """Requests over the limit in the worst batch."""
 
 
 def percentile(values: Values, percent: float) -> float:
@@ -205,7 +207,7 @@ def judge_share(
     )
     reason = _reason(decision, requests, correlation)
     return ShareJudgement(
-        decision, requests, count, count / requests, bounds, effect, correlation, alpha, reason
+        decision, requests, count, count / requests, bounds, effect, correlation, alpha, reason, worst
     )
 
 
@@ -268,6 +270,16 @@ def _too_few(requests: int, count: int, alpha: float) -> ShareJudgement:
     return ShareJudgement(
         Decision.UNDECIDED, requests, count, share, Interval(0.0, 1.0), 1.0, 0.0, alpha, reason
     )
+
+
+def confidence(judged: ShareJudgement, allowed: float) -> float:
+    """With which confidence the share is within what is allowed, or beyond it, whichever is likelier."""
+    effective = _effective(judged.requests, judged.design_effect, judged.alpha)
+    if judged.share > allowed:
+        hits = judged.share * effective
+        return 1 - beta_cdf(allowed, hits, effective - hits + 1)
+    hits = min(judged.over + judged.worst, judged.requests) / judged.requests * effective
+    return beta_cdf(allowed, hits + 1, effective - hits)
 
 
 def requests_needed(

@@ -92,6 +92,8 @@ class Objective(Record):
     """Bounds of the measured figure, each with confidence 1 - alpha, where it is not a share."""
     alpha: float
     """Probability that this decision is wrong when the truth is exactly at the limit."""
+    confidence: float | None = None
+    """That the objective is met, or that it is missed, whichever is likelier; for a share."""
     design_effect: float | None = None
     """How many of these (correlated) requests tell as much as one independent one."""
     autocorrelation: float | None = None

@@ -1,0 +1,93 @@
+"""What a run has to show, and what it says beyond its objectives: late sends, growing backlogs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tritongen.loadtest import statistics
+from tritongen.loadtest.samples import LATE, Samples
+from tritongen.loadtest.statistics import BATCHES
+from tritongen.runs.loadtest import WarmUpResult
+from tritongen.slo import Slo
+
+_LAG_OF_LIMIT = 0.5
+"""A send is late when it takes this part of the latency limit, but not below one millisecond."""
+_LEAST_LAG_MS = 1.0
+_BEHIND_MS = 100.0
+"""Without a latency objective: a median lag beyond this means that the sender cannot keep up."""
+_BACKLOG_GROWTH = 0.005
+"""Of the arrivals; less cannot be told from the swings of a busy queue."""
+_LEAST_BACKLOG = 10
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run has to show, without the warm-up."""
+
+    samples: Samples
+    start_ns: int
+    end_ns: int
+    """The measured window on the clock of the samples."""
+    rate: float | None
+    """Offered requests per second; None in a closed loop."""
+    batch_size: int
+    timeout_ms: float
+    warm_up: WarmUpResult
+    stopped: bool = False
+    """By the user."""
+    server_gone: str | None = None
+    """Why the server cannot be asked any more."""
+
+    @property
+    def seconds(self) -> float:
+        return max(self.end_ns - self.start_ns, 1) / 1e9
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the server answered nothing of what reached it, though something was sent."""
+        sent = len(self.samples) == 0 or bool((self.samples.rows["status"] != LATE).any())
+        return sent and not self.stopped and not bool(self.samples.ok.any())
+
+
+def late_sends(evidence: Evidence, slos: Sequence[Slo]) -> str | None:
+    """Why the sender, and not the server, limits this run; judged by the lag of its sends alone."""
+    lag_ms = evidence.samples.lag_ms
+    if len(lag_ms) == 0 or evidence.rate is None:
+        return None
+    fix = "use more --workers, a lower --rate, or another machine for the load"
+    for slo in slos:
+        if slo.unit != "ms":
+            continue
+        limit = max(_LEAST_LAG_MS, slo.limit * _LAG_OF_LIMIT)
+        allowed = (1 - (slo.percentile if slo.percentile is not None else 50) / 100) / 2
+        share = float((lag_ms > limit).mean())
+        if share > allowed:
+            return (
+                f"client-limited: {share:.2%} of the requests left more than {limit:.3g} ms late "
+                f"(at most {allowed:.2%} may, to judge {slo}); {fix}"
+            )
+    behind = statistics.percentile(lag_ms, 50)
+    if behind > _BEHIND_MS:
+        return f"client-limited: half of the requests left more than {behind:.0f} ms late; {fix}"
+    return None
+
+
+def growing_backlog(evidence: Evidence) -> str | None:
+    """Why the server cannot keep up with an open loop: unanswered requests pile up from first to last."""
+    rows = evidence.samples.rows
+    if evidence.rate is None or len(rows) < BATCHES:
+        return None
+    edges = np.linspace(evidence.start_ns, evidence.end_ns, BATCHES + 1)
+    arrived = np.searchsorted(rows["scheduled_ns"], edges)
+    backlog = arrived - np.searchsorted(np.sort(rows["done_ns"]), edges)
+    quarters = backlog[1:].reshape(4, -1).mean(axis=1)
+    growth = int(backlog[-1] - backlog[1])
+    if growth > max(_LEAST_BACKLOG, _BACKLOG_GROWTH * len(rows)) and bool((np.diff(quarters) > 0).all()):
+        return (
+            f"overload: {int(backlog[-1])} requests were unanswered at the end of the schedule, ever more "
+            f"towards the end: the server does not keep up with {evidence.rate:g} requests/s"
+        )
+    return None

@@ -1,0 +1,212 @@
+"""What the samples say about each objective: one rule for all (statistics.py). Pure.
+
+Latency percentiles, the error rate and the throughput of an open loop are shares of requests that may be over
+a limit; a mean and the throughput of a closed loop are means over batches. Both are judged on K batches, at
+the alpha of the look, on either side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritongen.loadtest import statistics
+from tritongen.loadtest.evidence import Evidence, growing_backlog
+from tritongen.loadtest.statistics import ALPHA, BATCHES, Decision, ShareJudgement
+from tritongen.runs.loadtest import Objective
+from tritongen.slo import Slo
+
+UNANSWERED_ALLOWED = 0.005
+"""A schedule counts as kept when at least 99.5 % of it was answered: arrivals swing by as much."""
+
+
+def judge_objective(slo: Slo, evidence: Evidence, alpha: float = ALPHA) -> Objective:
+    """What the samples say about one objective."""
+    if slo.metric == "throughput":
+        return _judge_throughput(slo, evidence, alpha)
+    if slo.metric == "error_rate":
+        return _judge_errors(slo, evidence, alpha)
+    if slo.metric == "mean":
+        return _judge_mean(slo, evidence, alpha)
+    percent = slo.percentile
+    assert percent is not None  # noqa: S101  # the parser knows no other metric
+    values = evidence.samples.response_ms
+    measured = statistics.percentile(values, percent)
+    judged = statistics.judge_share(values, slo.limit, 1 - percent / 100, alpha)
+    if math.isfinite(measured):
+        shown, what = f"measured {measured:.4g} ms", f"took more than {slo.limit:g} ms"
+    else:
+        shown, what = "so many requests failed that it is beyond every answer", "took longer or failed"
+    return _share_objective(
+        slo, evidence, judged, 1 - percent / 100, measured, _in_words(judged, shown, what)
+    )
+
+
+def _share_objective(
+    slo: Slo, evidence: Evidence, judged: ShareJudgement, allowed: float, measured: float, words: str
+) -> Objective:
+    needed = None
+    if judged.requests >= statistics.FEWEST_TO_FAIL:
+        words += f", allowed {allowed:.3%}"
+    confidence = _confidence(judged, allowed)
+    if judged.decision is Decision.UNDECIDED:
+        needed = _requests_needed(judged, allowed)
+        words += f"; cannot tell, since {judged.reason}"
+        if confidence is not None:
+            side = "met" if judged.share <= allowed else "missed"
+            words += f" ({side} with {confidence:.1%} confidence, {1 - judged.alpha:.2%} is asked for)"
+        words += _how_long(needed, judged.requests, evidence)
+    return Objective(
+        slo=slo.text,
+        outcome=judged.decision.value,
+        reason=words,
+        measured=measured if math.isfinite(measured) else None,
+        unit=slo.unit,
+        requests=judged.requests,
+        share_over=judged.share if judged.requests else None,
+        share_allowed=allowed,
+        share_low=judged.interval.low,
+        share_high=judged.interval.high,
+        alpha=judged.alpha,
+        confidence=confidence,
+        design_effect=judged.design_effect,
+        autocorrelation=judged.autocorrelation,
+        requests_needed=needed,
+    )
+
+
+def _in_words(judged: ShareJudgement, shown: str, what: str) -> str:
+    """What was measured, the share that it comes from, and how well that share is known."""
+    if judged.requests < statistics.FEWEST_TO_FAIL:
+        return shown
+    return (
+        f"{shown}; {judged.over} of {judged.requests} requests {what}: {judged.share:.3%}, "
+        f"truly {judged.interval.low:.3%} to {judged.interval.high:.3%}"
+    )
+
+
+def _confidence(judged: ShareJudgement, allowed: float) -> float | None:
+    """With which confidence the objective is met, or missed, whichever is likelier."""
+    if judged.requests < statistics.FEWEST_TO_FAIL:
+        return None
+    return statistics.confidence(judged, allowed)
+
+
+def _requests_needed(judged: ShareJudgement, allowed: float) -> int | None:
+    """About how many requests would decide it; at least twice as many as did not."""
+    if judged.requests < statistics.FIRST_LOOK:
+        return statistics.FIRST_LOOK
+    needed = statistics.requests_needed(
+        judged.share, judged.design_effect, allowed, judged.alpha, judged.worst
+    )
+    return None if needed is None else max(needed, 2 * judged.requests)
+
+
+def _how_long(needed: int | None, requests: int, evidence: Evidence) -> str:
+    """What to do about an undecided objective, in requests and in time."""
+    if needed is None:
+        return "; the truth seems too close to the limit for any practical run to tell"
+    if not requests:
+        return ""
+    # The warm-up is part of the duration, and grows with it up to five seconds.
+    seconds = needed / (requests / evidence.seconds) * 1.1 + evidence.warm_up.seconds
+    return f"; about {needed} requests should decide it (--max-duration {math.ceil(seconds)}s)"
+
+
+def _judge_errors(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
+    failed = ~evidence.samples.ok
+    count, requests = int(failed.sum()), len(failed)
+    share = count / requests if requests else math.nan
+    if slo.limit > 0:
+        judged = statistics.judge_share(evidence.samples.response_ms, math.inf, slo.limit, alpha, failed)
+        words = _in_words(judged, f"measured {share:.3%}", "failed")
+        return _share_objective(slo, evidence, judged, slo.limit, share, words)
+    # No sample proves that nothing ever fails: this one objective is about the window itself.
+    outcome = "undecided" if requests < statistics.FIRST_LOOK and not count else "fail" if count else "pass"
+    return Objective(
+        slo=slo.text,
+        outcome=outcome,
+        reason=f"{count} of {requests} requests failed in the measured window"
+        + (f"; at least {statistics.FIRST_LOOK} are needed to say more" if outcome == "undecided" else ""),
+        measured=share if requests else None,
+        unit=slo.unit,
+        requests=requests,
+        alpha=alpha,
+        requests_needed=statistics.FIRST_LOOK if outcome == "undecided" else None,
+    )
+
+
+def _judge_mean(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
+    """A failed request counts as the time-out: its true time is at least that."""
+    values = np.where(evidence.samples.ok, evidence.samples.response_ms, evidence.timeout_ms)
+    judged = statistics.judge_mean(values, alpha)
+    outcome = _side(judged.interval, slo, judged.autocorrelation, enough=len(values) >= statistics.FIRST_LOOK)
+    return _figure_objective(slo, outcome, judged, requests=len(values), alpha=alpha, unit="ms")
+
+
+def _judge_throughput(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
+    items = evidence.batch_size if slo.unit == "inferences/s" else 1
+    requests, answered = len(evidence.samples), int(evidence.samples.ok.sum())
+    if evidence.rate is None:
+        judged = statistics.judge_mean(_completions_per_s(evidence) * items, alpha)
+        outcome = _side(
+            judged.interval, slo, judged.autocorrelation, enough=answered >= statistics.FIRST_LOOK
+        )
+        return _figure_objective(slo, outcome, judged, requests=requests, alpha=alpha, unit=slo.unit)
+    # An open loop offers a rate: the share of it that may go unanswered is what the promise leaves.
+    offered = evidence.rate * items
+    allowed = max(1 - slo.limit / offered, UNANSWERED_ALLOWED)
+    measured = offered * answered / requests if requests else math.nan
+    share = statistics.judge_share(
+        evidence.samples.response_ms, math.inf, allowed, alpha, ~evidence.samples.ok
+    )
+    shown = f"{measured:.5g} of the offered {offered:g} {slo.unit}"
+    found = _share_objective(
+        slo, evidence, share, allowed, measured, _in_words(share, shown, "were not answered")
+    )
+    if growing_backlog(evidence) is None:
+        return found
+    return found.model_copy(update={"outcome": "fail", "reason": f"{shown}, and the backlog grew"})
+
+
+def _completions_per_s(evidence: Evidence) -> NDArray[np.float64]:
+    """Answers per second in each of K equal slices of the window."""
+    done = evidence.samples.rows["done_ns"][evidence.samples.ok]
+    counts, _ = np.histogram(done, bins=BATCHES, range=(evidence.start_ns, evidence.end_ns))
+    return np.asarray(counts / (evidence.seconds / BATCHES))
+
+
+def _side(interval: statistics.Interval, slo: Slo, correlation: float, *, enough: bool) -> Decision:
+    """On which side of the limit the whole interval lies."""
+    if not enough or correlation > statistics.AUTOCORRELATION_Z / math.sqrt(BATCHES):
+        return Decision.UNDECIDED
+    if slo.holds(interval.low) and slo.holds(interval.high):
+        return Decision.PASS
+    if not slo.holds(interval.low) and not slo.holds(interval.high):
+        return Decision.FAIL
+    return Decision.UNDECIDED
+
+
+def _figure_objective(
+    slo: Slo, outcome: Decision, judged: statistics.MeanJudgement, *, requests: int, alpha: float, unit: str
+) -> Objective:
+    low, high = judged.interval.low, judged.interval.high
+    reason = f"measured {judged.mean:.4g} {unit}, true value between {low:.4g} and {high:.4g}"
+    if outcome is Decision.UNDECIDED:
+        reason += ": cannot tell; run longer"
+        if requests < statistics.FIRST_LOOK:
+            reason += f" (at least {statistics.FIRST_LOOK} requests)"
+    return Objective(
+        slo=slo.text,
+        outcome=outcome.value,
+        reason=reason,
+        measured=judged.mean if math.isfinite(judged.mean) else None,
+        unit=unit,
+        requests=requests,
+        low=low if math.isfinite(low) else None,
+        high=high if math.isfinite(high) else None,
+        alpha=alpha,
+        autocorrelation=judged.autocorrelation,
+    )
