@@ -85,6 +85,10 @@ class Fleet:
         """Everything that was written down so far."""
         return merge([read_rows(samples_path(self._folder, worker)) for worker in range(len(self._shares))])
 
+    def sample_paths(self) -> list[Path]:
+        """The workers' sample files, which grow (or fill) while they run."""
+        return [samples_path(self._folder, worker) for worker in range(len(self._shares))]
+
     def messages(self) -> dict[int, str]:
         """For each status that occurred, what the first such answer or failure said."""
         found: dict[int, str] = {}

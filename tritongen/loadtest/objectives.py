@@ -39,13 +39,12 @@ def judge_objective(slo: Slo, evidence: Evidence, alpha: float = ALPHA) -> Objec
         shown, what = f"measured {measured:.4g} ms", f"took more than {slo.limit:g} ms"
     else:
         shown, what = "so many requests failed that it is beyond every answer", "took longer or failed"
-    return _share_objective(
-        slo, evidence, judged, 1 - percent / 100, measured, _in_words(judged, shown, what)
-    )
+    words = _in_words(judged, shown, what)
+    return _share_objective(slo, evidence, judged, 1 - percent / 100, measured=measured, words=words)
 
 
 def _share_objective(
-    slo: Slo, evidence: Evidence, judged: ShareJudgement, allowed: float, measured: float, words: str
+    slo: Slo, evidence: Evidence, judged: ShareJudgement, allowed: float, *, measured: float, words: str
 ) -> Objective:
     needed = None
     if judged.requests >= statistics.FEWEST_TO_FAIL:
@@ -122,7 +121,7 @@ def _judge_errors(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
     if slo.limit > 0:
         judged = statistics.judge_share(evidence.samples.response_ms, math.inf, slo.limit, alpha, failed)
         words = _in_words(judged, f"measured {share:.3%}", "failed")
-        return _share_objective(slo, evidence, judged, slo.limit, share, words)
+        return _share_objective(slo, evidence, judged, slo.limit, measured=share, words=words)
     # No sample proves that nothing ever fails: this one objective is about the window itself.
     outcome = "undecided" if requests < statistics.FIRST_LOOK and not count else "fail" if count else "pass"
     return Objective(
@@ -163,9 +162,8 @@ def _judge_throughput(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
         evidence.samples.response_ms, math.inf, allowed, alpha, ~evidence.samples.ok
     )
     shown = f"{measured:.5g} of the offered {offered:g} {slo.unit}"
-    found = _share_objective(
-        slo, evidence, share, allowed, measured, _in_words(share, shown, "were not answered")
-    )
+    words = _in_words(share, shown, "were not answered")
+    found = _share_objective(slo, evidence, share, allowed, measured=measured, words=words)
     if growing_backlog(evidence) is None:
         return found
     return found.model_copy(update={"outcome": "fail", "reason": f"{shown}, and the backlog grew"})

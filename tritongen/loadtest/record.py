@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tritongen.loadtest import statistics, summary
+from tritongen.loadtest import explain, statistics, summary
+from tritongen.loadtest.evidence import Evidence
+from tritongen.loadtest.explain import Knobs, Scene
 from tritongen.loadtest.inputs import Inputs
 from tritongen.loadtest.samples import Samples
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.target import Address, ServedModel
-from tritongen.loadtest.verdict import Evidence, reach_verdict
-from tritongen.runs.loadtest import Load, LoadReport, ServerFigures
+from tritongen.loadtest.verdict import Verdict, reach_verdict
+from tritongen.runs.loadtest import GpuFigures, Load, LoadReport, LookResult, ServerFigures
 from tritongen.runs.records import Machine
 from tritongen.serving.statistics import ModelStatistics
 
@@ -31,6 +33,7 @@ class Subject:
     started: str
     """ISO 8601, UTC."""
     machine: Machine | None
+    knobs: Knobs = field(default_factory=Knobs)
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,30 @@ class Measurement:
     after: ModelStatistics | None
     stopped: bool
     """By the user."""
+    alpha: float = statistics.ALPHA
+    """That each look may spend."""
+    looks: tuple[LookResult, ...] = ()
+    """Those before the last one."""
+    gpus: tuple[GpuFigures, ...] = ()
 
 
 def make_report(
     settings: Settings, subject: Subject, measurement: Measurement, *, server_gone: str | None
 ) -> LoadReport:
     """Cut off the warm-up, judge, and put the figures together."""
-    evidence = _evidence(settings, measurement, server_gone)
-    verdict = reach_verdict(evidence, settings.slos)
+    evidence = make_evidence(settings, measurement, server_gone)
+    verdict = reach_verdict(evidence, settings.slos, measurement.alpha)
     measured = evidence.samples
     response_ms = measured.response_ms
     interval = statistics.percentile_interval(response_ms, 99)
     rate = summary.answers_in(measurement.samples, evidence.start_ns, evidence.end_ns) / evidence.seconds
     figures = _figures(measurement)
+    last_look = [look_result(evidence, verdict, measurement.alpha)] if settings.slos else []
+    service_ms, lag_ms = summary.latency(measured.service_ms), summary.latency(measured.lag_ms)
+    parts = explain.waterfall(lag_ms.mean, service_ms.mean, figures)
+    limit = None
+    if figures is not None and parts is not None:
+        limit = explain.bottleneck(Scene(parts, figures, subject.knobs, settings.batch_size))
     return LoadReport(
         model=subject.model.name,
         version=subject.model.version or None,
@@ -79,19 +93,31 @@ def make_report(
         requests_per_s=rate,
         inferences_per_s=rate * settings.batch_size,
         response_ms=summary.latency(response_ms),
-        service_ms=summary.latency(measured.service_ms),
-        sender_lag_ms=summary.latency(measured.lag_ms),
+        service_ms=service_ms,
+        sender_lag_ms=lag_ms,
         p99_interval_ms=(summary.finite(interval.low), summary.finite(interval.high)),
         failures=summary.failures(measured, measurement.messages),
         warm_up=evidence.warm_up,
         objectives=verdict.objectives,
         server_figures=figures,
         server_figures_note=None if figures else _NO_FIGURES,
+        waterfall=parts,
+        bottleneck=limit,
+        looks=(*measurement.looks, look_result(evidence, verdict, measurement.alpha))
+        if settings.slos
+        else (),
+        series=summary.series(
+            summary.finished(measurement.samples),
+            measurement.start_ns,
+            measurement.end_ns,
+            evidence.start_ns,
+        ),
         machine=subject.machine,
     )
 
 
-def _evidence(settings: Settings, measurement: Measurement, server_gone: str | None) -> Evidence:
+def make_evidence(settings: Settings, measurement: Measurement, server_gone: str | None = None) -> Evidence:
+    """The measured window, without the warm-up and what the stop cut off."""
     warmup_s, timeout_ms = settings.effective_warmup_s, settings.timeout_s * 1e3
     window_ns = min(measurement.start_ns + round(warmup_s * 1e9), measurement.end_ns)
     finished = summary.finished(measurement.samples)
@@ -111,7 +137,19 @@ def _evidence(settings: Settings, measurement: Measurement, server_gone: str | N
 def _figures(measurement: Measurement) -> ServerFigures | None:
     if measurement.before is None or measurement.after is None:
         return None
-    return summary.server_figures(measurement.before, measurement.after)
+    figures = summary.server_figures(measurement.before, measurement.after)
+    return figures.model_copy(update={"gpus": measurement.gpus})
+
+
+def look_result(evidence: Evidence, verdict: Verdict, alpha: float) -> LookResult:
+    """One look in the report's form."""
+    return LookResult(
+        at_s=evidence.seconds,
+        requests=len(evidence.samples),
+        alpha=alpha,
+        outcome=verdict.outcome,
+        reason=verdict.reasons[0],
+    )
 
 
 def _load(settings: Settings, inputs: Inputs) -> Load:
@@ -123,6 +161,7 @@ def _load(settings: Settings, inputs: Inputs) -> Load:
         concurrency=settings.effective_concurrency if rate is None else None,
         batch_size=settings.batch_size,
         duration_s=settings.duration_s,
+        min_duration_s=settings.min_duration_s,
         warmup_s=settings.effective_warmup_s,
         timeout_s=settings.timeout_s,
         max_in_flight=settings.max_in_flight,

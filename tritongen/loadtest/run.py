@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tritongen.errors import RequirementError, ServerError
+from tritongen.errors import ServerError
+from tritongen.loadtest.explain import Knobs
 from tritongen.loadtest.fleet import Fleet
 from tritongen.loadtest.inputs import Inputs, prepare_inputs
 from tritongen.loadtest.job import Job
+from tritongen.loadtest.monitor import Monitor
+from tritongen.loadtest.plan import make_plan
 from tritongen.loadtest.probe import probe
 from tritongen.loadtest.record import Measurement, Subject, make_report
 from tritongen.loadtest.request import encode
+from tritongen.loadtest.sample_export import write_samples
 from tritongen.loadtest.schedule import Schedule, open_loop
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.target import Address, ServedModel, check_batch_size, describe, parse_address
+from tritongen.loadtest.watch import Watch
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.loadtest import LoadReport
 from tritongen.runs.records import Machine
 from tritongen.serving.control import ServerControl, connect
-from tritongen.serving.statistics import ModelStatistics
 
-_TICK_S = 0.25
 _LEAST_PROBE_TIMEOUT_S = 10.0
 _CONTROL_TIMEOUT_S = 5.0
-_GRACE_S = 10.0
-"""Beyond schedule and time-out: after that the workers themselves have failed."""
 
 
 def run_load_test(
-    settings: Settings, *, events: EventSink = discard, machine: Machine | None = None
+    settings: Settings,
+    *,
+    events: EventSink = discard,
+    machine: Machine | None = None,
+    samples_file: Path | None = None,
 ) -> LoadReport:
     """Offer the load, measure, judge. Ctrl-C (KeyboardInterrupt) gives a partial report marked so.
+
+    `samples_file` (.npz) gets every request, warm-up included.
 
     InputError for settings or data that cannot be used, ServerError if the server or model is not ready.
     """
@@ -56,11 +62,14 @@ def run_load_test(
         requests = [encode(model, address, arrays) for arrays in inputs.batches]
         probe(model, address, requests[0], max(settings.timeout_s, _LEAST_PROBE_TIMEOUT_S))
         events(Event("loadtest", "started", _announcement(settings, model, inputs), subject=model.name))
+        knobs = _knobs(control, model)
         measurement = _offer(settings, address, control, requests, events)
         gone = _server_gone(control, model)
     finally:
         control.close()
-    subject = Subject(model, address, inputs, started, machine)
+    if samples_file is not None:
+        write_samples(samples_file, measurement.samples, measurement.start_ns)
+    subject = Subject(model, address, inputs, started, machine, knobs)
     return make_report(settings, subject, measurement, server_gone=gone)
 
 
@@ -84,65 +93,37 @@ def _offer(
         duration_ns=round(settings.duration_s * 1e9),
         request_sizes=tuple(map(len, requests)),
     )
+    schedule = _schedule(settings, len(requests))
+    plan = make_plan(settings, schedule)
+    monitor = Monitor(control, settings.model, settings.version, metrics_url=settings.metrics_url)
     with (
         tempfile.TemporaryDirectory(prefix="tritongen-loadtest-") as folder,
-        Fleet(Path(folder), job, requests, _shares(settings, workers, len(requests))) as fleet,
+        Fleet(Path(folder), job, requests, _shares(settings, workers, schedule)) as fleet,
     ):
-        return _watch(settings, control, fleet, events)
+        return Watch(settings, fleet, monitor, plan, events).run()
 
 
-def _shares(settings: Settings, workers: int, prepared: int) -> list[Schedule | int]:
+def _schedule(settings: Settings, prepared: int) -> Schedule | None:
+    """The whole schedule of an open loop; None for a closed one."""
     rate = settings.offered_rate
     if rate is None:
+        return None
+    return open_loop(rate, settings.duration_s, settings.arrival, settings.seed, prepared)
+
+
+def _shares(settings: Settings, workers: int, schedule: Schedule | None) -> list[Schedule | int]:
+    if schedule is None:
         whole, rest = divmod(settings.effective_concurrency, workers)
         return [whole + (worker < rest) for worker in range(workers)]
-    schedule = open_loop(rate, settings.duration_s, settings.arrival, settings.seed, prepared)
     return [schedule.shard(worker, workers) for worker in range(workers)]
 
 
-def _watch(settings: Settings, control: ServerControl, fleet: Fleet, events: EventSink) -> Measurement:
-    """Wait for the workers; take Triton's statistics at both ends of the measured window."""
-    start_ns = fleet.start()
-    window_ns = start_ns + round(settings.effective_warmup_s * 1e9)
-    end_ns = start_ns + round(settings.duration_s * 1e9)
-    last_ns = end_ns + round((settings.timeout_s + _GRACE_S) * 1e9)
-    before = after = None
-    stopped = asked = False
+def _knobs(control: ServerControl, model: ServedModel) -> Knobs:
+    """What the configuration says about batching; it is an extension of Triton."""
     try:
-        while not fleet.wait(_next_tick(window_ns)) and time.monotonic_ns() < last_ns:
-            now = time.monotonic_ns()
-            if not asked and now >= window_ns:
-                asked = True
-                before = _statistics(control, settings)
-            done = min(1.0, max(0.0, (now - start_ns) / (end_ns - start_ns)))
-            message = f"{done * settings.duration_s:.0f} of {settings.duration_s:g} s"
-            events(Event("loadtest", "progress", message, fraction=done))
-        if not fleet.wait(0):
-            raise RequirementError(
-                "the load workers did not finish in time",
-                found=f"still busy {settings.timeout_s + _GRACE_S:g} s after the end of the schedule",
-                fix="use more --workers or a lower --rate",
-            )
-    except KeyboardInterrupt:
-        stopped = True
-        end_ns = min(end_ns, time.monotonic_ns())
-        fleet.stop()
-        fleet.wait(_GRACE_S)
-    after = _statistics(control, settings)
-    return Measurement(fleet.samples(), fleet.messages(), start_ns, end_ns, before, after, stopped)
-
-
-def _next_tick(window_ns: int) -> float:
-    """Seconds to wait: to the beginning of the window if that is next, for its first snapshot."""
-    left = (window_ns - time.monotonic_ns()) / 1e9
-    return min(_TICK_S, left) if left > 0 else _TICK_S
-
-
-def _statistics(control: ServerControl, settings: Settings) -> ModelStatistics | None:
-    try:
-        return control.statistics(settings.model, settings.version)
+        return Knobs.from_config(control.model_config(model.name, model.version))
     except ServerError:
-        return None
+        return Knobs()
 
 
 def _server_gone(control: ServerControl, model: ServedModel) -> str | None:

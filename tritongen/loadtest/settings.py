@@ -55,6 +55,8 @@ class Settings:
     """Over all workers."""
     workers: int | None = None
     seed: int = 0
+    metrics_url: str | None = None
+    """Triton's Prometheus page, for what its GPUs did in the window."""
 
     @property
     def effective_warmup_s(self) -> float:

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from tritongen.loadtest import statistics
 from tritongen.loadtest.samples import OK, STOPPED, Samples, cause
-from tritongen.runs.loadtest import Failure, Latency, ServerFigures, WarmUpResult
+from tritongen.runs.loadtest import Failure, Latency, SeriesPoint, ServerFigures, WarmUpResult
 from tritongen.serving.statistics import ModelStatistics
 
 PERCENTS = (50.0, 90.0, 95.0, 99.0, 99.9)
+_MOST_SLICES = 600
 
 
 def latency(values: NDArray[np.float64]) -> Latency:
@@ -80,7 +81,31 @@ def server_figures(before: ModelStatistics, after: ModelStatistics) -> ServerFig
         compute_infer_ms=mean("compute_infer"),
         compute_output_ms=mean("compute_output"),
         failures=window.fail.count,
+        batch_sizes={each.batch_size: each.compute_infer.count for each in window.batches},
+        cache_hits=window.cache_hit.count,
+        cache_misses=window.cache_miss.count,
     )
+
+
+def series(samples: Samples, start_ns: int, end_ns: int, window_ns: int) -> tuple[SeriesPoint, ...]:
+    """Rate, P99 and failures of every second of the schedule; of longer slices where that were too many."""
+    seconds = max((end_ns - start_ns) / 1e9, 1e-9)
+    slice_ns = round(max(1, math.ceil(seconds / _MOST_SLICES)) * 1e9)
+    scheduled, response_ms = samples.rows["scheduled_ns"], samples.response_ms
+    points = []
+    for begin in range(start_ns, end_ns, slice_ns):
+        end = min(begin + slice_ns, end_ns)
+        first, last = np.searchsorted(scheduled, (begin, end))
+        values = response_ms[first:last]
+        points.append(
+            SeriesPoint(
+                at_s=(begin - window_ns) / 1e9,
+                rate=len(values) / ((end - begin) / 1e9),
+                p99_ms=finite(statistics.percentile(values, 99)),
+                failed=int(np.isinf(values).sum()),
+            )
+        )
+    return tuple(points)
 
 
 def answers_in(samples: Samples, start_ns: int, end_ns: int) -> int:

@@ -38,7 +38,9 @@ class Load(Record):
     batch_size: int
     """Items (inferences) in each request."""
     duration_s: float
-    """Warm-up included."""
+    """Warm-up included; with `min_duration_s` the most that it might have taken."""
+    min_duration_s: float | None = None
+    """The shortest window that may decide; None: one look, at the end."""
     warmup_s: float
     timeout_s: float
     max_in_flight: int
@@ -112,6 +114,52 @@ class WarmUpResult(Record):
     settled: bool
 
 
+class LookResult(Record):
+    """One look at the data."""
+
+    at_s: float
+    """Of the measured window."""
+    requests: int
+    alpha: float
+    outcome: LoadOutcome
+    reason: str
+
+
+class SeriesPoint(Record):
+    """The requests that were scheduled in one slice of the run, warm-up included."""
+
+    at_s: float
+    """When the slice begins; negative in the warm-up."""
+    rate: float
+    """Scheduled requests per second."""
+    p99_ms: float | None
+    """None where so many failed that there is no such figure."""
+    failed: int
+
+
+class Waterfall(Record):
+    """Where the mean response time goes, in milliseconds per request; the parts add up to it."""
+
+    sender_lag_ms: float
+    network_ms: float
+    """Network, serialization and whatever the server's statistics do not count."""
+    queue_ms: float
+    compute_input_ms: float
+    compute_infer_ms: float
+    compute_output_ms: float
+
+
+class GpuFigures(Record):
+    """One GPU over the measured window, by Triton's metrics."""
+
+    gpu: str
+    utilization_mean: float | None = None
+    """0 … 1."""
+    memory_bytes: float | None = None
+    """The most that was used."""
+    power_w_mean: float | None = None
+
+
 class ServerFigures(Record):
     """Triton's own statistics over the measured window; times are means per request."""
 
@@ -124,6 +172,11 @@ class ServerFigures(Record):
     compute_infer_ms: float | None
     compute_output_ms: float | None
     failures: int = 0
+    batch_sizes: dict[int, int] = Field(default_factory=dict)
+    """Executions by the size of the batch that really ran."""
+    cache_hits: int = 0
+    cache_misses: int = 0
+    gpus: tuple[GpuFigures, ...] = ()
 
 
 class LoadReport(Record):
@@ -167,5 +220,10 @@ class LoadReport(Record):
     server_figures: ServerFigures | None = None
     server_figures_note: str | None = None
     """Why there are none."""
+    waterfall: Waterfall | None = None
+    bottleneck: str | None = None
+    """What limits the latency, and the knob that moves it."""
+    looks: tuple[LookResult, ...] = ()
+    series: tuple[SeriesPoint, ...] = ()
     machine: Machine | None = None
     """Where the load came from."""

@@ -1,0 +1,38 @@
+"""Every request of a run as a file for one's own analysis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tritongen.errors import InputError
+from tritongen.loadtest.samples import Samples, cause
+
+
+def check_samples_file(path: Path) -> None:
+    """InputError, before the run, for a place that cannot take it."""
+    if path.suffix != ".npz" or not path.parent.is_dir():
+        raise InputError(
+            "the samples cannot be written there",
+            found=str(path),
+            expected="FILE.npz in a folder that exists",
+        )
+
+
+def write_samples(path: Path, samples: Samples, start_ns: int) -> None:
+    """An .npz: times in ns after the start of the schedule, `status` and what each status means."""
+    rows = samples.rows
+    found = np.unique(rows["status"])
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            scheduled_ns=rows["scheduled_ns"] - start_ns,
+            sent_ns=rows["sent_ns"] - start_ns,
+            done_ns=rows["done_ns"] - start_ns,
+            status=rows["status"],
+            request=rows["request"],
+            batch=rows["batch"],
+            status_codes=found,
+            status_meanings=np.array([cause(int(status)) for status in found]),
+        )
