@@ -48,7 +48,7 @@ def _accuracies(trial: Trial) -> str:
         return accuracy.summary if accuracy else trial.reason
     return (
         f"{accuracy.metric} {accuracy.value:.2%} on the held-out data against FP32's "
-        f"{accuracy.reference_value:.2%} (at most {accuracy.limit:g} points may be lost)"
+        f"{accuracy.reference_value:.2%} (the gate allows a loss of {accuracy.limit:g})"
     )
 
 

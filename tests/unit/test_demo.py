@@ -90,7 +90,7 @@ def _selection(winner: str) -> Selection:
     [
         (3000.0, 0.985, "int8", ["INT8 won", "3,000", "2,000", "1.50 times", "98.50%", "99.00%"]),
         (1000.0, 0.985, "fp32", ["passed the gate and lost on speed", "1,000", "2,000", "0.50 times"]),
-        (3000.0, 0.900, "fp32", ["none of 1 candidates passed", "90.00%", "99.00%", "1 points"]),
+        (3000.0, 0.900, "fp32", ["none of 1 candidates passed", "90.00%", "99.00%", "a loss of 1"]),
     ],
 )
 def test_sentence(
