@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -148,7 +149,7 @@ def _facts(model: ModelBuild, selection: Selection) -> Iterator[str]:
 
 def _next_commands(models: list[ModelBuild], repository: str) -> Iterator[str]:
     """What a newcomer types next; a server should carry half of a slow engine's throughput."""
-    where = "" if repository == "model_repository" else f" --repository {repository}"
+    where = "" if repository == "model_repository" else f" {shlex.quote(repository)}"
     yield f"tritongen serve{where} --background"
     best = best_point(_winner(models[0])) if models[0].selection else None
     if best is not None:
