@@ -6,7 +6,7 @@ Run on a GPU with 8.6. Written for 10 and 11, whose API shape is run without a G
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +131,7 @@ class TensorRTEngine:
     def serving_traits(self, artifact: Artifact, runtime: Options) -> ServingTraits:
         """KIND_GPU, the plan's own tensors, its profiles, and CUDA graphs for every served batch size."""
         profiles = from_text(str(artifact.details.get(PROFILES, "")))
-        bindings = artifact.details["bindings"]
+        bindings = batched(artifact.details["bindings"])
         return ServingTraits(
             backend="tensorrt",
             filename=FILENAME,
@@ -197,6 +197,13 @@ def settings_of(candidate: Candidate, model: Path) -> Settings:
     if candidate.precision is Precision.INT8 and ranges.exists():
         settings = replace(settings, ranges=read_ranges(ranges))
     return settings
+
+
+def batched(bindings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The bindings with a dynamic batch on outputs too; 8.6 reports the first profile's size there."""
+    if not all(entry["shape"][:1] == [-1] for entry in bindings if entry["input"]):
+        return [dict(entry) for entry in bindings]
+    return [{**entry, "shape": [-1, *entry["shape"][1:]]} for entry in bindings]
 
 
 def _whole(options: Options, name: str) -> int | None:
