@@ -29,20 +29,21 @@ STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
 
 
 class Arrivals:
-    """When inference requests came, in a memory-mapped file; and how many there were."""
+    """When inference requests came, in a memory-mapped file that begins with how many there were."""
 
     def __init__(self, path: Path | None, most: int = 4_000_000) -> None:
         self.count = 0
         self._most = most if path else 0
         if path:
             with path.open("w+b") as file:
-                file.truncate(most * 8)
-                self._map = mmap.mmap(file.fileno(), most * 8)
+                file.truncate(8 * (most + 1))
+                self._map = mmap.mmap(file.fileno(), 8 * (most + 1))
 
     def note(self) -> None:
-        if self.count < self._most:
-            struct.pack_into("<q", self._map, self.count * 8, time.monotonic_ns())
         self.count += 1
+        if self.count <= self._most:
+            struct.pack_into("<q", self._map, self.count * 8, time.monotonic_ns())
+            struct.pack_into("<q", self._map, 0, self.count)
 
 
 def statistics(count: int) -> dict[str, Any]:

@@ -33,6 +33,8 @@ _BURST = 64
 _CLOSED_LOOP_PAUSE_S = 0.01
 """After a failure, so that a refusing server is not hammered."""
 _CONNECTIONS = 8
+_FAREWELL_S = 0.5
+"""How long a run that is stopped waits for answers."""
 
 
 class Sender:
@@ -98,8 +100,13 @@ class Sender:
         self.after(samples.OK)
 
     def stop(self) -> None:
-        """End at once: what is in flight is written down as stopped."""
-        self.stopped = self.no_more = True
+        """Send no more and end soon; answers in flight get a moment, since servers suffer when callers vanish."""
+        self.stopped = True
+        self.end()
+        asyncio.get_running_loop().call_later(_FAREWELL_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """What is still in flight is written down as stopped."""
         for row in list(self.in_flight):
             self.transport.abandon(row)
             self.finish(row, samples.STOPPED, "")
