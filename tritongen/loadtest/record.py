@@ -103,9 +103,7 @@ def make_report(
         server_figures_note=None if figures else _NO_FIGURES,
         waterfall=parts,
         bottleneck=limit,
-        looks=(*measurement.looks, look_result(evidence, verdict, measurement.alpha))
-        if settings.slos
-        else (),
+        looks=(*measurement.looks, *last_look),
         series=summary.series(
             summary.finished(measurement.samples),
             measurement.start_ns,

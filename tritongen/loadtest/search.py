@@ -1,0 +1,164 @@
+"""The highest rate that keeps the promise: a bracket with its confidence. Pure: a probe is a callable.
+
+Halve from the first rate until one passes, double until one fails, bisect until both are within the
+tolerance; then the highest PASS must pass once more, with fresh seeds and an error probability of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tritongen.loadtest.statistics import ALPHA
+from tritongen.runs.loadtest import LoadOutcome
+from tritongen.runs.peak import PeakProbe
+
+MOST_PROBES = 16
+"""They share alpha, so their number is fixed beforehand."""
+MOST_CONFIRMATIONS = 3
+TOLERANCE = 0.05
+_HALVINGS = 6
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """One load test that the search asks for."""
+
+    rate: float
+    alpha: float
+    seed: int
+    confirms: bool = False
+
+
+Probe = Callable[[ProbeRequest], PeakProbe]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What the search found."""
+
+    passed: float | None
+    """The highest rate that passed."""
+    failed: float | None
+    """The lowest rate above it that failed."""
+    confirmed: bool
+    probes: tuple[PeakProbe, ...]
+    reason: str
+    """Why the search ended where it did."""
+
+
+class _Ended(Exception):  # noqa: N818  (an ending, and no error)
+    """The search cannot go on; the reason is its text."""
+
+
+def find_peak(
+    probe: Probe, start: float, *, tolerance: float = TOLERANCE, alpha: float = ALPHA, seed: int = 0
+) -> Peak:
+    """The bracket [highest PASS, lowest FAIL], from a first rate in requests per second."""
+    search = _Search(probe, alpha, seed)
+    try:
+        search.bracket(start)
+        search.bisect(tolerance)
+        reason = f"the bracket is within {tolerance:.0%}"
+    except _Ended as ending:
+        reason = str(ending)
+    confirmed = False
+    if search.passed is not None:
+        confirmed, told = search.confirm(tolerance)
+        reason = f"{reason}; {told}"
+    return Peak(search.passed, search.failed, confirmed, tuple(search.probes), reason)
+
+
+class _Search:
+    def __init__(self, probe: Probe, alpha: float, seed: int) -> None:
+        self._probe = probe
+        self._alpha = alpha
+        self._seed = seed
+        self.probes: list[PeakProbe] = []
+        self.passed: float | None = None
+        self.failed: float | None = None
+
+    def bracket(self, start: float) -> None:
+        """Halve until one passes, then double until one fails."""
+        rate = start
+        for _ in range(_HALVINGS + 1):
+            outcome = self._try(rate)
+            if outcome is LoadOutcome.PASS:
+                break
+            if outcome is LoadOutcome.FAIL:
+                self.failed = rate
+            rate /= 2
+        else:
+            raise _Ended(f"nothing passed down to {rate * 2:.4g} requests/s")
+        while self.failed is None:
+            rate *= 2
+            outcome = self._try(rate)
+            # Undecided while climbing: look for a rate that fails, so that there is an upper end at least.
+            if outcome is LoadOutcome.FAIL:
+                self.failed = rate
+            elif outcome is LoadOutcome.PASS:
+                self.passed = rate
+
+    def bisect(self, tolerance: float) -> None:
+        """Narrow the bracket; an undecided probe inside it ends this, once the ends are drawn near it."""
+        while self.passed is not None and self.failed is not None:
+            if self.failed <= self.passed * (1 + tolerance):
+                return
+            inside = [p.rate for p in self.probes if self.passed < p.rate < self.failed]
+            middle = inside[-1] if inside else math.sqrt(self.passed * self.failed)
+            if inside or not self._narrow(middle):
+                for step in (math.sqrt(1 + tolerance), 1 + tolerance):
+                    self._close_in(middle, step)
+                raise _Ended(f"no clear verdict at {middle:.4g} requests/s, inside the bracket")
+
+    def _close_in(self, undecided: float, step: float) -> None:
+        """Move the ends of the bracket to this factor from a rate that could not be told."""
+        if self.passed is not None and self.passed < undecided / step:
+            self._narrow(undecided / step)
+        if self.failed is not None and self.failed > undecided * step:
+            self._narrow(undecided * step)
+
+    def _narrow(self, rate: float) -> bool:
+        """Move one end of the bracket to this rate; False if that cannot be told."""
+        outcome = self._try(rate)
+        if outcome is LoadOutcome.FAIL:
+            self.failed = rate
+        return outcome in (LoadOutcome.PASS, LoadOutcome.FAIL)
+
+    def confirm(self, tolerance: float) -> tuple[bool, str]:
+        """Run the highest PASS again; where it fails, it becomes the upper end of a new bisection."""
+        for attempt in range(MOST_CONFIRMATIONS):
+            if self.passed is None:
+                break
+            outcome = self._run(self.passed, self._alpha / MOST_CONFIRMATIONS, 1000 + attempt, confirms=True)
+            if outcome is LoadOutcome.PASS:
+                return True, f"confirmed with fresh seeds at {self.passed:.4g} requests/s"
+            if outcome is not LoadOutcome.FAIL:
+                return False, f"the confirmation at {self.passed:.4g} requests/s could not tell"
+            self.failed = self.passed
+            passes = [p.rate for p in self.probes if p.outcome is LoadOutcome.PASS]
+            lower = [rate for rate in passes if rate < self.failed * (1 - 1e-9)]
+            self.passed = max(lower, default=None)
+            try:
+                self.bisect(tolerance)
+            except _Ended:
+                continue
+        return False, "no rate passed twice"
+
+    def _try(self, rate: float) -> LoadOutcome:
+        if len(self.probes) >= MOST_PROBES:
+            raise _Ended(f"{MOST_PROBES} probes are used up")
+        outcome = self._run(rate, self._alpha / MOST_PROBES, len(self.probes))
+        if outcome is LoadOutcome.PASS:
+            self.passed = max(rate, self.passed or 0.0)
+        return outcome
+
+    def _run(self, rate: float, alpha: float, number: int, *, confirms: bool = False) -> LoadOutcome:
+        found = self._probe(ProbeRequest(rate, alpha, self._seed + number, confirms))
+        self.probes.append(found)
+        if found.outcome is LoadOutcome.ERROR:
+            raise _Ended(f"at {rate:.4g} requests/s: {found.reason}")
+        if found.client_limited:
+            raise _Ended(f"the load generator's own limit: {found.reason}")
+        return found.outcome
