@@ -51,6 +51,14 @@ def explains(_job: Path, _events: EventSink) -> None:
     raise DataError("input 'x' holds NaN", found="3 of 8 samples", fix="clean the data")
 
 
+class NoiseError(DataError):
+    """A kind that only this module knows."""
+
+
+def explains_in_own_words(_job: Path, _events: EventSink) -> None:
+    raise NoiseError("too loud")
+
+
 def is_gone(pid: int) -> bool:
     """Whether a process has ended (a zombie has)."""
     try:
@@ -101,6 +109,11 @@ def test_an_explained_error_comes_back_whole(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run("explains", tmp_path)
     assert (caught.value.found, caught.value.fix) == ("3 of 8 samples", "clean the data")
+
+
+def test_an_error_of_a_rooms_own_kind_keeps_its_exit_code(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="too loud"):
+        run("explains_in_own_words", tmp_path)
 
 
 def test_a_time_out_ends_the_whole_family(tmp_path: Path) -> None:

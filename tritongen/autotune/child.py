@@ -109,7 +109,8 @@ def enter(main: str, job: str, channel: str, parent: str) -> None:
     try:
         getattr(importlib.import_module(module), function)(Path(job), _sender(int(channel)))
     except TritongenError as error:
-        fields = {"kind": type(error).__name__, "message": error.message}
+        kind = next(base.__name__ for base in type(error).__mro__ if hasattr(errors, base.__name__))
+        fields = {"kind": kind, "message": error.message}
         fields |= {"found": error.found or "", "expected": error.expected or "", "fix": error.fix or ""}
         write_text(Path(job).parent / "error.json", json.dumps(fields))
 
