@@ -40,14 +40,16 @@ def judge(
     *,
     batch_size: int,
     batched: bool = True,
+    by_itself: bool = False,
     reference_inputs: Sequence[TensorSpec] | None = None,
     spec_folder: Path | None = None,
     events: EventSink = discard,
 ) -> Accuracy:
     """Run both on `dataset` side by side and judge what the candidate loses; both are entered already.
 
-    `batched`: axis 0 of every input holds samples. `reference_inputs`: what the reference takes, where it is
-    another file. SpecError or DataError where labels, metric and outputs do not fit together, ModelError
+    `batched`: axis 0 of every input holds samples. `by_itself`: the candidate is the given model, untouched,
+    and there is no other to judge it by. `reference_inputs`: what the reference takes, where it is another
+    file. SpecError or DataError where labels, metric and outputs do not fit together, ModelError
     where the reference's inputs or outputs have other names.
     """
     pairs = _Pairs(
@@ -67,7 +69,8 @@ def judge(
             found="validation data without labels",
             expected="an array of labels beside the inputs (data.labels names it)",
         )
-    return _by_outputs(pairs, settings, precision, batched=batched, synthetic=dataset.synthetic)
+    exact = Precision.FP32 if by_itself else precision
+    return _by_outputs(pairs, settings, exact, batched=batched, synthetic=dataset.synthetic)
 
 
 class _Pairs:

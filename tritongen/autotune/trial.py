@@ -167,6 +167,7 @@ def _judge(
             job.candidate.precision,
             batch_size=max(job.sizes),
             batched=graph.batched or per_item,
+            by_itself=reference is None and (graph.quantized or graph.half),
             reference_inputs=reference.inputs if reference else None,
             spec_folder=job.spec.folder,
             events=events,
