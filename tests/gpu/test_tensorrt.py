@@ -28,11 +28,11 @@ from tritongen.spec import Precision
 
 pytestmark = pytest.mark.gpu
 
-CHANNELS, SIZE, LARGEST = 32, 16, 8
+CHANNELS, SIZE, LARGEST = 64, 32, 8
 
 
 def convolutional(path: Path) -> Path:
-    """x [n, 32, 16, 16] → y [n, 10]: two residual blocks, a pool and a linear layer."""
+    """x [n, 64, 32, 32] → y [n, 10]: two residual blocks, a pool and a linear layer."""
     rng = np.random.default_rng(0)
     weights: list[onnx.TensorProto] = []
 
@@ -130,7 +130,7 @@ def test_floating_point(engine: TensorRTEngine, model: Path, tmp_path: Path, pre
         "tf32": (Precision.FP32, 2e-3),
         "fp16": (Precision.FP16, 5e-3),
     }[precision]
-    artifact = built(engine, model, tmp_path, asked, tf32=precision == "tf32")
+    artifact = built(engine, model, tmp_path, asked, math=precision if precision != "fp16" else "tf32")
     assert artifact.details["precision"]["evidence"] == "PROVEN"
     assert relative_error(model, tmp_path, artifact, engine) < limit
 

@@ -229,7 +229,7 @@ def test_options_become_settings_and_a_ranges_file_makes_int8_implicit(tmp_path:
     write_ranges(model, {"x": (-1.0, 2.0)}, implicit_recipe(), out)
     candidate = Candidate(
         id="c", engine="tensorrt", precision=Precision.INT8,
-        options={"optimization_level": 2, "tf32": False, "profiles": "x=1x2:2x2:3x2"},
+        options={"optimization_level": 2, "math": "fp32", "profiles": "x=1x2:2x2:3x2"},
     )  # fmt: skip
     settings = settings_of(candidate, out)
     assert settings.ranges == {"x": (-1.0, 2.0)}

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 FILENAME = "model.plan"
 PROFILES = "profiles"
 """The option that carries the optimization profiles, as text."""
+MATH = "math"
+"""The option that says what FP32 layers may compute in: `fp32` or `tf32`."""
 
 
 class TensorRTEngine:
@@ -90,8 +92,14 @@ class TensorRTEngine:
         return (*int8_recipes(), implicit_recipe()) if implicit else int8_recipes()
 
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002
-        """Profiles tuned for batch 1 and for the largest batch; without known sizes none."""
-        return [{PROFILES: to_text(self._profiles())}] if self._inputs else [{}]
+        """Profiles tuned for batch 1 and for the largest batch; FP32 once without and once with TF32.
+
+        TF32 rounds like FP16 and may fail the gate of FP32, so that plain FP32 stays the fallback.
+        """
+        shapes: Options = {PROFILES: to_text(self._profiles())} if self._inputs else {}
+        if precision is not Precision.FP32:
+            return [shapes]
+        return [{**shapes, MATH: "fp32"}, {**shapes, MATH: "tf32"}]
 
     def runtimes(self, graph: Graph, cores: int) -> Sequence[tuple[Options, int]]:  # noqa: ARG002
         """With a CUDA graph, alone and two at once (copies of one overlap the other's work); and without."""
@@ -183,7 +191,7 @@ def settings_of(candidate: Candidate, model: Path) -> Settings:
     options = candidate.options
     settings = Settings(
         precision=candidate.precision,
-        tf32=bool(options.get("tf32", True)),
+        tf32=options.get(MATH, "tf32") == "tf32",
         profiles=from_text(str(options.get(PROFILES, ""))),
         optimization_level=_whole(options, "optimization_level"),
         timing_iterations=_whole(options, "timing_iterations"),
