@@ -13,7 +13,7 @@ from tritongen.errors import EXIT_CODE_MEANINGS, ExitCode
 DOCS = Path(__file__).parents[2] / "docs"
 RECORDS = (
     "preparation", "calibration", "trial", "comparison", "selection", "model-build", "build", "manifest",
-    "loadtest",
+    "loadtest", "peak",
 )  # fmt: skip
 
 

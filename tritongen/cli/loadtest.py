@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from tritongen.loadtest.settings import Settings
     from tritongen.repository.manifest import Manifest
     from tritongen.runs.loadtest import LoadReport
+    from tritongen.runs.peak import PeakReport
     from tritongen.serving.registry import RunningServer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_GRPC_URL = "grpc://127.0.0.1:8001"
 _INTERRUPTED = 130
+_SEARCH_LEAST_S, _SEARCH_MOST_S = 15.0, 60.0
+"""A search makes up to sixteen probes."""
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -39,13 +42,21 @@ def _time(flag: str, help_text: str, default: str | None = None) -> options.Deco
     )
 
 
+def _file(flag: str, help_text: str) -> options.Decorator[Any]:
+    return click.option(flag, type=click.Path(path_type=Path), metavar="FILE", help=help_text)
+
+
 @click.command(
     help="""Check requests/s and P99 of MODEL against a running server (Triton, or any KServe v2 server).
+
+    With objectives it looks at the data a few times, from --min-duration on, and ends as soon as all are
+    decided; what is undecided at --max-duration is INVALID. --duration runs for a fixed time instead.
 
     \b
     Examples:
       tritongen loadtest digits --rate 200 --p99-ms 20
-      tritongen loadtest digits --rate 500 --slo 'p99<=20ms' --slo 'error_rate<=0.1%' --duration 2m
+      tritongen loadtest digits --rate 500 --slo 'p99<=20ms' --slo 'error_rate<=0.1%' --max-duration 10m
+      tritongen loadtest digits --p99-ms 20 --find-max
       tritongen loadtest digits --concurrency 8 --url grpc://127.0.0.1:8001
       tritongen loadtest bert --rate 50 --shape 'input_ids=128' --range 'input_ids=0..30521'
 
@@ -71,7 +82,9 @@ def _time(flag: str, help_text: str, default: str | None = None) -> options.Deco
     help="Calls in flight, closed loop.  [default: 1 if no rate is promised]",
 )
 @click.option("--arrival", type=click.Choice(["poisson", "constant"]), default="poisson", show_default=True)
-@_time("--duration", "How long to send, warm-up included.", "60s")
+@_time("--duration", "Send for exactly this long, warm-up included.  [default without objectives: 60s]")
+@_time("--min-duration", "The shortest window that may decide.  [default: 60s; with --find-max 15s]")
+@_time("--max-duration", "Undecided until then is INVALID.  [default: 5m; with --find-max 1m]")
 @_time("--warmup", "Left out at the start.  [default: a tenth of the duration, at most 5s]")
 @options.slo
 @options.p99_ms
@@ -94,6 +107,8 @@ def _time(flag: str, help_text: str, default: str | None = None) -> options.Deco
     help="Requests beyond it fail unsent.",
 )
 @click.option("--workers", type=int, metavar="N", help="Sending processes.  [default: by rate and cores]")
+@click.option("--metrics-url", metavar="URL", help="Triton's metrics.  [default: as `serve` says]")
+@click.option("--find-max", is_flag=True, help="Search the highest rate that keeps the objectives.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same schedule.")
 @click.option(
     "--json",
@@ -102,19 +117,80 @@ def _time(flag: str, help_text: str, default: str | None = None) -> options.Deco
     metavar="FILE",
     help="Write the report; - is stdout.",
 )
-def command(json_file: Path | None, **flags: Any) -> int:
+@_file("--samples", "Write every request (.npz).")
+@_file("--junit", "Write the verdict as JUnit XML.")
+@_file("--prometheus", "Write a Prometheus textfile.")
+@_file("--svg", "With --find-max: draw latency against rate.")
+def command(
+    *,
+    json_file: Path | None,
+    samples: Path | None,
+    junit: Path | None,
+    prometheus: Path | None,
+    svg: Path | None,
+    find_max: bool,
+    **flags: Any,
+) -> int:
     from rich.console import Console
 
     from tritongen.autotune.machine import current_machine
-    from tritongen.loadtest.run import run_load_test
     from tritongen.loadtest.verdict import EXIT_CODES
     from tritongen.report.terminal import progress
 
-    settings = _settings(**flags)
+    _check_outputs(find_max=find_max, only_search=(svg,), only_test=(samples, junit, prometheus))
+    settings, repository = _settings(find_max=find_max, **flags)
     with progress(Console(stderr=True, highlight=False)) as events:
-        report = run_load_test(settings, events=events, machine=current_machine())
+        if find_max:
+            from tritongen.loadtest.peak import find_max as search
+
+            peak = search(settings, events=events, machine=current_machine())
+        else:
+            from tritongen.loadtest.run import run_load_test
+
+            report = run_load_test(settings, events=events, machine=current_machine(), samples_file=samples)
+    if find_max:
+        _show_peak(peak, json_file, svg)
+        return EXIT_CODES[peak.outcome]
+    _write_exports(report, junit, prometheus)
+    recorded = None
+    if repository is not None:
+        from tritongen.cli.proofs import record
+
+        recorded = record(report, repository)
+    if recorded is not None and json_file != Path("-"):
+        click.echo(recorded)
     _show(report, json_file)
     return _INTERRUPTED if report.partial else EXIT_CODES[report.outcome]
+
+
+def _check_outputs(
+    *, find_max: bool, only_search: tuple[Path | None, ...], only_test: tuple[Path | None, ...]
+) -> None:
+    """Complain before the run, not after it."""
+    from tritongen.errors import InputError
+    from tritongen.loadtest.sample_export import check_samples_file
+
+    if any(only_test if find_max else only_search):
+        raise InputError(
+            "a search and a single test write different files",
+            expected="--svg with --find-max; --samples, --junit and --prometheus without it",
+            fix="both take --json",
+        )
+    if only_test[0] is not None:
+        check_samples_file(only_test[0])
+    for path in (*only_search, *only_test):
+        if path is not None and not path.parent.is_dir():
+            raise InputError("there is no such folder", found=str(path.parent), fix="make it first")
+
+
+def _write_exports(report: LoadReport, junit_file: Path | None, prometheus_file: Path | None) -> None:
+    from tritongen.files import write_text
+    from tritongen.report.exports import junit, prometheus
+
+    if junit_file is not None:
+        write_text(junit_file, junit(report))
+    if prometheus_file is not None:
+        write_text(prometheus_file, prometheus(report))
 
 
 def _show(report: LoadReport, json_file: Path | None) -> None:
@@ -129,6 +205,46 @@ def _show(report: LoadReport, json_file: Path | None) -> None:
         write_record(json_file, report)
 
 
+def _show_peak(report: PeakReport, json_file: Path | None, svg_file: Path | None) -> None:
+    from tritongen.files import write_text
+    from tritongen.report.peak import curve_svg, render
+    from tritongen.runs.store import write_record
+
+    if svg_file is not None:
+        write_text(svg_file, curve_svg(report))
+    if json_file == Path("-"):
+        click.echo(report.model_dump_json(by_alias=True, indent=2))
+        return
+    click.echo(render(report))
+    if json_file is not None:
+        write_record(json_file, report)
+
+
+def _durations(
+    duration: float | None, least: float | None, most: float | None, *, objectives: bool, find_max: bool
+) -> dict[str, Any]:
+    """The run's length, and from when on looks may end it, from the three flags."""
+    from tritongen.errors import InputError
+    from tritongen.loadtest import settings
+
+    if duration is not None:
+        if least is not None or most is not None:
+            raise InputError(
+                "two kinds of duration at once",
+                found="--duration with --min-duration or --max-duration",
+                fix="--duration runs exactly that long; the other two end as soon as the verdict is clear",
+            )
+        return {"duration_s": duration, "min_duration_s": None}
+    if not objectives:
+        return {"duration_s": most or least or settings.DEFAULT_DURATION_S, "min_duration_s": None}
+    usual = (_SEARCH_LEAST_S, _SEARCH_MOST_S) if find_max else (60.0, settings.DEFAULT_MAX_DURATION_S)
+    shortest = least if least is not None else min(usual[0], most or usual[0])
+    longest = most if most is not None else max(usual[1], 2 * shortest)
+    if longest < shortest:
+        raise InputError("--max-duration is below --min-duration", found=f"{longest:g}s and {shortest:g}s")
+    return {"duration_s": longest, "min_duration_s": shortest}
+
+
 def _settings(
     *,
     model: str,
@@ -139,12 +255,19 @@ def _settings(
     p99_ms: float | None,
     shapes: dict[str, str],
     ranges: dict[str, str],
-    duration: float,
+    duration: float | None,
+    min_duration: float | None,
+    max_duration: float | None,
+    find_max: bool,
+    metrics_url: str | None,
     warmup: float | None,
     timeout: float,
     **same: Any,
-) -> Settings:
-    """The settings that flags, the running server's record and the model's manifest add up to."""
+) -> tuple[Settings, Path | None]:
+    """The settings that flags, the running server's record and the model's manifest add up to.
+
+    And the repository that our own server serves, where it is the one under test.
+    """
     from tritongen.loadtest.settings import Settings
     from tritongen.slo import parse_slo
 
@@ -153,18 +276,20 @@ def _settings(
     promised = (*slo, *([f"p99<={p99_ms:.15g}ms"] if p99_ms is not None else []))
     if not promised and manifest is not None:
         promised = manifest.slo
-    return Settings(
+    settings = Settings(
         model=model,
         url=url or _default_url(server, protocol),
         protocol=protocol,
         slos=tuple(parse_slo(text) for text in promised),
         shapes={**_known_shapes(manifest), **shapes},
         ranges={**_known_ranges(manifest), **ranges},
-        duration_s=duration,
+        **_durations(duration, min_duration, max_duration, objectives=bool(promised), find_max=find_max),
+        metrics_url=metrics_url or (server.metrics_url if server else None),
         warmup_s=warmup,
         timeout_s=timeout,
         **same,
     )
+    return settings, Path(server.repository) if server else None
 
 
 def _running_server(url: str | None, repository: Path | None) -> RunningServer | None:

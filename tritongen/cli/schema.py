@@ -51,6 +51,7 @@ def _records() -> dict[str, dict[str, Any]]:
     from tritongen.repository.manifest import Manifest
     from tritongen.runs.build import Build, ModelBuild, Preparation
     from tritongen.runs.loadtest import LoadReport
+    from tritongen.runs.peak import PeakReport
     from tritongen.runs.records import Calibration, Comparison, Selection, Trial, schema_name
 
     records = (
@@ -63,5 +64,6 @@ def _records() -> dict[str, dict[str, Any]]:
         Build,
         Manifest,
         LoadReport,
+        PeakReport,
     )
     return {schema_name(record).split("/")[1]: record.model_json_schema() for record in records}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tritongen.runs.loadtest import Latency, LoadOutcome, LoadReport
+from tritongen.runs.loadtest import GpuFigures, Latency, LoadOutcome, LoadReport, ServerFigures
 
 _MEANINGS = {
     LoadOutcome.PASS: "every objective is met",
@@ -14,6 +14,7 @@ _MEANINGS = {
     LoadOutcome.MEASURED: "no objective was set",
 }
 _SHOWN_FAILURES = 5
+_SHOWN_BATCHES = 6
 
 
 def render(report: LoadReport) -> str:
@@ -82,10 +83,48 @@ def _server(report: LoadReport) -> Iterator[str]:
         return
     yield (
         f"server    mean batch {figures.mean_batch or 0:.2f} ({figures.inferences} inferences in "
-        f"{figures.executions} executions); queue {_ms(figures.queue_ms)} ms, input "
-        f"{_ms(figures.compute_input_ms)} ms, compute {_ms(figures.compute_infer_ms)} ms, output "
-        f"{_ms(figures.compute_output_ms)} ms"
+        f"{figures.executions} executions{_batches(figures)})" + _cache(figures)
     )
+    for gpu in figures.gpus:
+        yield f"          {_gpu(gpu)}"
+    parts = report.waterfall
+    if parts is not None:
+        steps = (
+            ("send lag", parts.sender_lag_ms),
+            ("network", parts.network_ms),
+            ("queue", parts.queue_ms),
+            ("input", parts.compute_input_ms),
+            ("compute", parts.compute_infer_ms),
+            ("output", parts.compute_output_ms),
+        )
+        yield "mean ms   " + " → ".join(f"{name} {_ms(value)}" for name, value in steps)
+    if report.bottleneck:
+        yield f"limit     {report.bottleneck}"
+
+
+def _batches(figures: ServerFigures) -> str:
+    """The batch sizes that really ran, by how often."""
+    if len(figures.batch_sizes) <= 1:
+        return ""
+    most = sorted(figures.batch_sizes.items(), key=lambda item: -item[1])[:_SHOWN_BATCHES]
+    shown = ", ".join(f"{count} of {size}" for size, count in most)
+    return f": {shown}" + (", …" if len(figures.batch_sizes) > len(most) else "")
+
+
+def _cache(figures: ServerFigures) -> str:
+    asked = figures.cache_hits + figures.cache_misses
+    return f"; cache {figures.cache_hits / asked:.1%} of {asked} hit" if asked else ""
+
+
+def _gpu(gpu: GpuFigures) -> str:
+    parts = [f"GPU {gpu.gpu}:"]
+    if gpu.utilization_mean is not None:
+        parts.append(f"{gpu.utilization_mean:.0%} busy")
+    if gpu.memory_bytes is not None:
+        parts.append(f"{gpu.memory_bytes / 2**30:.1f} GiB")
+    if gpu.power_w_mean is not None:
+        parts.append(f"{gpu.power_w_mean:.0f} W")
+    return " ".join(parts)
 
 
 def _failures(report: LoadReport) -> Iterator[str]:
@@ -104,6 +143,8 @@ def _verdict(report: LoadReport) -> Iterator[str]:
     if report.outcome is not LoadOutcome.MEASURED:
         yield from (f"why       {reason}" for reason in report.reasons if reason not in told)
     covered = f" in the {report.window_s:.0f} s that were measured"
+    if len(report.looks) > 1:
+        yield "looks     " + ", ".join(f"{look.outcome.value} at {look.requests}" for look in report.looks)
     yield f"{report.outcome.value}: {_MEANINGS[report.outcome]}" + (
         covered if report.outcome is LoadOutcome.PASS else ""
     )

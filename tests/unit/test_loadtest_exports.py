@@ -1,0 +1,137 @@
+"""JUnit, Prometheus and raw samples: what other programs read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from tests.unit.test_loadtest_report import report
+from tritongen.cli import proofs
+from tritongen.cli.loadtest import _check_outputs, _durations
+from tritongen.errors import InputError
+from tritongen.loadtest.sample_export import check_samples_file, write_samples
+from tritongen.loadtest.samples import DTYPE, OK, TIMEOUT, Samples
+from tritongen.report.exports import junit, prometheus
+from tritongen.report.loadtest import render
+from tritongen.runs.loadtest import LoadOutcome
+
+SAMPLE = re.compile(r'^[a-z_]+\{(?:[a-z_]+="(?:[^"\\]|\\.)*",?)+\} (?:-?[0-9.e+-]+|\+Inf)$')
+
+
+def cases(text: str) -> dict[str, ET.Element]:
+    root = ET.fromstring(text)  # noqa: S314  (our own)
+    assert root.tag == "testsuites"
+    (suite,) = root.findall("testsuite")
+    found = suite.findall("testcase")
+    assert {case.get("classname") for case in found} == {"tritongen.loadtest.digits"}
+    for element in (root, suite):
+        assert int(element.attrib["tests"]) == len(found)
+        assert int(element.attrib["failures"]) == len(suite.findall("testcase/failure"))
+        assert int(element.attrib["errors"]) == len(suite.findall("testcase/error"))
+    assert all(float(case.attrib["time"]) > 0 for case in found)
+    return {case.attrib["name"]: case for case in found}
+
+
+def test_a_pass_in_junit() -> None:
+    found = cases(junit(report("p99<=20ms", "error_rate<=1%")))
+    assert list(found) == ["p99<=20ms", "error_rate<=1%", "the run itself"]
+    assert not any(case.findall("*[@type]") for case in found.values())
+
+
+def test_a_miss_is_a_failure_and_not_knowing_is_an_error() -> None:
+    missed = cases(junit(report("p99<=6ms", "error_rate<=1%")))
+    failure = missed["p99<=6ms"].find("failure")
+    assert failure is not None
+    assert failure.get("type") == "FAIL"
+    assert "measured" in (failure.get("message") or "")
+    assert missed["error_rate<=1%"].find("failure") is None
+    unknown = cases(junit(report("p99<=20ms", stopped=True, end_ns=10 * 10**9)))
+    assert unknown["p99<=20ms"].find("error") is not None
+    broken = report("p99<=20ms").model_copy(
+        update={"outcome": LoadOutcome.ERROR, "reasons": ("the server\x00 stopped <answering>",)}
+    )
+    assert cases(junit(broken))["the run itself"].find("error") is not None
+
+
+def test_prometheus_text() -> None:
+    lines = prometheus(report("p99<=6ms", failed=300)).splitlines()
+    samples = [line for line in lines if not line.startswith("#")]
+    assert all(SAMPLE.match(line) for line in samples), samples
+    assert len(set(samples)) == len(samples)
+    text = "\n".join(samples)
+    assert 'outcome="FAIL"} 1' in text
+    assert 'cause="HTTP 503"} 300' in text
+    assert 'slo="p99<=6ms"} 0' in text
+    assert 'quantile="0.99"} +Inf' in text
+
+
+def test_samples_are_all_there(tmp_path: Path) -> None:
+    rows = np.zeros(3, DTYPE)
+    rows["scheduled_ns"], rows["sent_ns"], rows["done_ns"] = [10, 20, 30], [11, 21, 31], [15, 25, 35]
+    rows["status"] = [OK, TIMEOUT, OK]
+    path = tmp_path / "s.npz"
+    check_samples_file(path)
+    write_samples(path, Samples(rows), 10)
+    with np.load(path) as arrays:
+        assert arrays["scheduled_ns"].tolist() == [0, 10, 20]
+        assert (arrays["done_ns"] - arrays["sent_ns"]).tolist() == [4, 4, 4]
+        meanings = dict(zip(arrays["status_codes"].tolist(), arrays["status_meanings"].tolist(), strict=True))
+    assert meanings == {OK: "ok", TIMEOUT: "timed out"}
+
+
+@pytest.mark.parametrize("name", ["s.csv", "nowhere/s.npz"])
+def test_a_place_for_samples_that_cannot_be_is_refused_before_the_run(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="samples"):
+        check_samples_file(tmp_path / name)
+
+
+def test_outputs_fit_what_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="different files"):
+        _check_outputs(find_max=True, only_search=(None,), only_test=(None, tmp_path / "j.xml"))
+    with pytest.raises(InputError, match="no such folder"):
+        _check_outputs(find_max=False, only_search=(None,), only_test=(None, tmp_path / "no" / "j.xml"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "objectives", "expected"),
+    [
+        ((None, None, None), True, (300, 60)),
+        ((None, None, None), False, (60, None)),
+        ((30, None, None), True, (30, None)),
+        ((None, None, 600), True, (600, 60)),
+        ((None, None, 20), True, (20, 20)),
+        ((None, 10, None), True, (300, 10)),
+        ((None, 400, None), True, (800, 400)),
+        ((None, 10, 20), True, (20, 10)),
+    ],
+)
+def test_durations(flags: Any, objectives: bool, expected: Any) -> None:
+    found = _durations(*flags, objectives=objectives, find_max=False)
+    assert (found["duration_s"], found["min_duration_s"]) == expected
+
+
+def test_durations_that_contradict() -> None:
+    with pytest.raises(InputError, match="two kinds"):
+        _durations(10, None, 20, objectives=True, find_max=False)
+    with pytest.raises(InputError, match="below"):
+        _durations(None, 20, 10, objectives=True, find_max=False)
+
+
+def test_a_report_without_a_manifest_proves_nothing(tmp_path: Path) -> None:
+    assert proofs.record(report("p99<=20ms"), tmp_path) is None
+
+
+def test_the_report_explains_itself() -> None:
+    found = report("p99<=20ms")
+    assert found.waterfall is not None
+    assert sum(found.waterfall.model_dump().values()) == pytest.approx(found.response_ms.mean, rel=0.01)
+    assert found.bottleneck is not None
+    assert len(found.series) == 60
+    assert found.series[0].at_s == -5
+    assert found.series[0].rate == 100
+    assert "limit     " in render(found)
