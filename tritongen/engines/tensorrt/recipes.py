@@ -9,6 +9,8 @@ from tritongen.precision.recipe import Int8Recipe
 _OPERATORS = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool",
 )  # fmt: skip
+METHODS = ("mse", "percentile")
+"""Nearest to the reference on three real nets (bench/int8_ranges.py); each further one is another slow build."""
 
 
 def int8_recipes() -> Sequence[Int8Recipe]:
@@ -23,11 +25,11 @@ def int8_recipes() -> Sequence[Int8Recipe]:
             operators=_OPERATORS,
             weights_as_pairs=True,
             fused_adds=True,
-            methods=("minmax", "entropy"),
+            methods=METHODS,
         ),
     )
 
 
 def implicit_recipe() -> Int8Recipe:
     """Ranges for every tensor and no Q/DQ nodes: the builder chooses the layers (8.6 and 10)."""
-    return Int8Recipe(name="implicit", operators=(), implicit=True, methods=("minmax", "entropy"))
+    return Int8Recipe(name="implicit", operators=(), implicit=True, methods=METHODS)
