@@ -108,7 +108,8 @@ def heading(trial: Trial) -> str:
         "machine, where it may come out differently.\n\n"
         f"Taken on {today} on {machine.cpu}, {machine.cores} cores ({', '.join(features)}), {known}. "
         "Throughput is the bare engine's best over batch sizes and instances; the gate allows 1 point of "
-        "top-1 to be lost."
+        "top-1 to be lost. One run: on a machine that does other work as well, the next differs by some ten "
+        "percent. On made-up inputs, without data, INT8 is never selected: [accuracy.md](accuracy.md)."
     )
 
 
