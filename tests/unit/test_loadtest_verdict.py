@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,18 @@ import pytest
 from tritongen.errors import ExitCode
 from tritongen.loadtest import samples
 from tritongen.loadtest.samples import DTYPE, Samples
-from tritongen.loadtest.verdict import EXIT_CODES, Evidence, judge_objective, reach_verdict
+from tritongen.loadtest.statistics import drifts, percentile
+from tritongen.loadtest.summary import warm_up
+from tritongen.loadtest.verdict import (
+    EXIT_CODES,
+    TRUTH_TABLE,
+    Evidence,
+    Finding,
+    decide,
+    find,
+    judge_objective,
+    reach_verdict,
+)
 from tritongen.runs.loadtest import LoadOutcome, Objective, WarmUpResult
 from tritongen.slo import parse_slo
 
@@ -79,6 +93,77 @@ def test_precedence(seen: Evidence, outcome: LoadOutcome, word: str) -> None:
     verdict = reach_verdict(seen, [P99])
     assert verdict.outcome is outcome, verdict
     assert any(any(each in reason for each in word.split("|")) for reason in verdict.reasons), verdict.reasons
+
+
+def _by_the_book(findings: set[Finding]) -> LoadOutcome:
+    """The precedence, said once more and independently of the table."""
+    if findings & {Finding.SERVER_GONE, Finding.UNANSWERED}:
+        return LoadOutcome.ERROR
+    if Finding.CLIENT_LIMITED in findings:
+        return LoadOutcome.INVALID
+    if findings & {Finding.MISSED, Finding.OVERLOADED}:
+        return LoadOutcome.FAIL
+    return LoadOutcome.INVALID if findings else LoadOutcome.PASS
+
+
+def test_the_whole_truth_table() -> None:
+    """Every combination of findings there can be."""
+    for size in range(len(Finding) + 1):
+        for chosen in itertools.combinations(Finding, size):
+            outcome, decisive = decide({finding: [finding.value] for finding in chosen})
+            assert outcome is _by_the_book(set(chosen)), chosen
+            assert (decisive in chosen) if chosen else decisive is None
+    assert [finding for finding, _ in TRUTH_TABLE] == list(Finding)
+
+
+def test_the_truth_table_is_published() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loadtest.md").read_text(encoding="utf-8").splitlines()
+    rows = [f"| {finding.value} | {outcome.value} |" for finding, outcome in TRUTH_TABLE]
+    first = page.index(rows[0])
+    assert page[first : first + len(rows)] == rows
+
+
+@pytest.mark.parametrize(
+    ("seen", "finding"),
+    [
+        (evidence(GOOD, server_gone="refused"), Finding.SERVER_GONE),
+        (evidence(GOOD, failed=True), Finding.UNANSWERED),
+        (evidence(GOOD, lag_ms=50), Finding.CLIENT_LIMITED),
+        (evidence(BAD), Finding.MISSED),
+        (evidence(np.linspace(0, 500, 10_000)), Finding.OVERLOADED),
+        (evidence(GOOD, stopped=True), Finding.STOPPED),
+        (evidence(BORDER), Finding.UNDECIDED),
+        (evidence(GOOD, warm_up=SETTLED.model_copy(update={"settled": False})), Finding.NOT_SETTLED),
+        (evidence(GOOD + np.linspace(0, 10, len(GOOD))), Finding.DRIFTING),
+    ],
+)
+def test_each_finding_is_found(seen: Evidence, finding: Finding) -> None:
+    slos = [P99]
+    assert finding in find(seen, slos, [judge_objective(slo, seen) for slo in slos])
+
+
+def test_only_what_more_requests_may_settle_goes_on() -> None:
+    assert reach_verdict(evidence(GOOD), [P99]).final
+    assert reach_verdict(evidence(BAD), [P99]).final
+    assert reach_verdict(evidence(GOOD, lag_ms=50), [P99]).final
+    assert not reach_verdict(evidence(BORDER), [P99]).final
+
+
+def test_freezes_are_neither_warm_up_nor_drift() -> None:
+    """Half a second every ten, of a minute at 1000/s: one request in twenty waits a quarter second."""
+    clock = np.arange(60_000) / RATE
+    latency = np.random.default_rng(3).uniform(4, 6, len(clock)) + 1000 * np.maximum(0, 0.5 - clock % 10)
+    seen = evidence(latency)
+    settled = warm_up(seen.samples, 0, 5.0, 1000.0)
+    assert settled.requests == 5000  # what the clock says, whatever the latencies are
+    verdict = reach_verdict(dataclasses.replace(seen, warm_up=settled), [parse_slo("p99<=100ms")])
+    assert verdict.outcome is LoadOutcome.FAIL
+    assert not drifts(latency)
+    assert percentile(seen.samples.between(5 * 10**9, 60 * 10**9).response_ms, 99) > 300
+    # A caller that waits for answers meets each freeze once.
+    closed = np.full(10_000, 5.0)
+    closed[::2000] = 500
+    assert percentile(closed, 99) == 5.0
 
 
 def test_each_outcome_has_its_exit_code() -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tritongen.loadtest.peak import find_max
     from tritongen.loadtest.run import run_load_test
     from tritongen.loadtest.settings import Settings
+    from tritongen.slo import parse_slo
 
-__all__ = ["Settings", "run_load_test"]
+__all__ = ["Settings", "find_max", "parse_slo", "run_load_test"]
+
+_HOMES = {
+    "Settings": "tritongen.loadtest.settings",
+    "find_max": "tritongen.loadtest.peak",
+    "parse_slo": "tritongen.slo",
+    "run_load_test": "tritongen.loadtest.run",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when asked for: the workers, which import this package too, start faster without."""
-    if name == "run_load_test":
-        from tritongen.loadtest.run import run_load_test
-
-        return run_load_test
-    if name == "Settings":
-        from tritongen.loadtest.settings import Settings
-
-        return Settings
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 from tritongen.errors import InputError
 from tritongen.loadtest.run import run_load_test
-from tritongen.loadtest.search import Peak, ProbeRequest, find_peak
+from tritongen.loadtest.search import TOLERANCE, Peak, ProbeRequest, find_peak
 from tritongen.loadtest.settings import Settings
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.loadtest import LoadOutcome, LoadReport
@@ -25,11 +25,16 @@ class PeakInterrupted(KeyboardInterrupt):
 
 
 def find_max(
-    settings: Settings, *, events: EventSink = discard, machine: Machine | None = None
+    settings: Settings,
+    *,
+    tolerance: float = TOLERANCE,
+    events: EventSink = discard,
+    machine: Machine | None = None,
 ) -> PeakReport:
     """Search the highest rate at which every objective passes; `settings.rate` is where it begins.
 
-    Each probe is a load test with these settings. InputError without an objective, or for a closed loop.
+    Each probe is a load test with these settings; the bracket is narrowed to `tolerance`. InputError without
+    an objective, or for a closed loop.
     """
     if not settings.slos or settings.concurrency is not None:
         raise InputError(
@@ -40,9 +45,8 @@ def find_max(
         )
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     probe = _prober(settings, events, machine)
-    peak = find_peak(
-        probe, settings.offered_rate or DEFAULT_FIRST_RATE, alpha=settings.alpha, seed=settings.seed
-    )
+    start = settings.offered_rate or DEFAULT_FIRST_RATE
+    peak = find_peak(probe, start, tolerance=tolerance, alpha=settings.alpha, seed=settings.seed)
     return make_peak_report(settings, peak, started, machine)
 
 

@@ -1,0 +1,138 @@
+"""Where the time goes and which knob moves it; where looks are; what GPUs did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tritongen.loadtest.explain import RULES, Knobs, Scene, bottleneck, waterfall
+from tritongen.loadtest.looks import look_sizes, plan_times
+from tritongen.loadtest.monitor import parse_gauges, summarize_gauges
+from tritongen.loadtest.plan import make_plan
+from tritongen.loadtest.schedule import open_loop
+from tritongen.loadtest.settings import Settings
+from tritongen.runs.loadtest import GpuFigures, ServerFigures, Waterfall
+from tritongen.slo import parse_slo
+
+PARTS = (
+    "sender_lag_ms",
+    "network_ms",
+    "queue_ms",
+    "compute_input_ms",
+    "compute_infer_ms",
+    "compute_output_ms",
+)
+BUSY = (GpuFigures(gpu="GPU-1", utilization_mean=0.97),)
+
+
+def scene(largest: str, knobs: Knobs = Knobs(), **server: Any) -> Scene:  # noqa: B008
+    parts = dict.fromkeys(PARTS, 1.0) | {largest: 20.0}
+    fields: dict[str, Any] = {
+        "inferences": 100,
+        "executions": 100,
+        "mean_batch": 1.0,
+        "queue_ms": 1.0,
+        "compute_input_ms": 1.0,
+        "compute_infer_ms": 1.0,
+        "compute_output_ms": 1.0,
+    }
+    return Scene(Waterfall(**parts), ServerFigures(**{**fields, **server}), knobs, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("seen", "word"),
+    [
+        (scene("sender_lag_ms"), "--workers"),
+        (scene("network_ms"), "gRPC"),
+        (scene("compute_input_ms"), "shared memory"),
+        (scene("compute_output_ms"), "fewer outputs"),
+        (scene("compute_infer_ms"), "faster engine"),
+        (scene("compute_infer_ms", gpus=BUSY), "busy GPU"),
+        (scene("queue_ms", Knobs(8, dynamic_batching=True, queue_delay_us=18_000)), "queue_delay"),
+        (scene("queue_ms", Knobs(8, dynamic_batching=False)), "dynamic_batching"),
+        (scene("queue_ms", Knobs(8, dynamic_batching=True), mean_batch=7.8), "raise max_batch_size"),
+        (scene("queue_ms", Knobs(8, dynamic_batching=True), mean_batch=4, gpus=BUSY), "GPU that is busy"),
+        (scene("queue_ms", Knobs(8, dynamic_batching=True), mean_batch=4), "instance_group.count"),
+    ],
+)
+def test_the_bottleneck_and_its_knob(seen: Scene, word: str) -> None:
+    text = bottleneck(seen)
+    assert word in text
+    assert text.startswith("80% of the mean response time: ")
+
+
+def test_every_part_has_a_rule_that_always_applies() -> None:
+    assert {part for part, _, _ in RULES} == set(PARTS)
+    for part in PARTS:
+        assert bottleneck(scene(part, mean_batch=None))
+
+
+def test_the_waterfall_adds_up() -> None:
+    parts = waterfall(0.5, 10.0, scene("queue_ms").server)
+    assert parts is not None
+    assert sum(parts.model_dump().values()) == pytest.approx(10.5)
+    assert parts.network_ms == 6
+    assert waterfall(0.5, 10.0, None) is None
+    assert waterfall(0.5, None, scene("queue_ms").server) is None
+
+
+def test_knobs_from_the_configuration() -> None:
+    config = {
+        "max_batch_size": 16,
+        "dynamic_batching": {"max_queue_delay_microseconds": "500"},
+        "instance_group": [{"count": 2}, {"count": 1}],
+    }
+    assert Knobs.from_config(config) == Knobs(16, dynamic_batching=True, queue_delay_us=500, instances=3)
+    assert Knobs.from_config({}) == Knobs(0, dynamic_batching=False, queue_delay_us=0, instances=1)
+    assert Knobs.from_config(None) == Knobs()
+
+
+def test_gpu_metrics() -> None:
+    text = (
+        "# HELP nv_gpu_utilization x\n"
+        'nv_gpu_utilization{{gpu_uuid="GPU-1"}} {0}\n'
+        'nv_gpu_power_usage{{gpu_uuid="GPU-1"}} {1}\n'
+        'nv_gpu_memory_used_bytes{{gpu_uuid="GPU-1"}} {2}\n'
+        'nv_inference_count{{model="m",version="1"}} 7\n'
+    )
+    seen = [parse_gauges(text.format(0.5, 100, 1e9)), parse_gauges(text.format(0.7, 200, 3e9))]
+    (gpu,) = summarize_gauges(seen)
+    assert gpu.utilization_mean == pytest.approx(0.6)
+    assert (gpu.power_w_mean, gpu.memory_bytes) == (150, 3e9)
+    assert summarize_gauges([]) == ()
+    assert parse_gauges("nonsense") == {}
+
+
+@pytest.mark.parametrize(
+    ("requests", "least", "sizes"),
+    [
+        (2499, 1, []),
+        (2500, 1, [2500]),
+        (20_000, 1, [2500, 5000, 10_000, 20_000]),
+        (12_000, 1, [2500, 5000, 12_000]),
+        (60_000, 12_000, [12_000, 20_000, 60_000]),
+        (12_000, 12_000, [12_000]),
+    ],
+)
+def test_looks_double_between_the_ends(requests: int, least: int, sizes: list[int]) -> None:
+    assert look_sizes(requests, least) == sizes
+
+
+def test_looks_of_a_closed_loop_are_times() -> None:
+    assert plan_times(300, 60).at == (60, 120, 300)
+    assert plan_times(60, 60).at == (60,)
+    assert plan_times(300, 60).alpha == 0.01 / 3
+
+
+def test_the_plan_of_a_run() -> None:
+    slos = [parse_slo("p99<=20ms")]
+    settings = Settings("m", rate=100, duration_s=300, min_duration_s=60, slos=slos)
+    schedule = open_loop(100, 300, "constant", 0, 1)
+    plan = make_plan(settings, schedule)
+    # 5 s of warm-up, then looks at 6000, 10,000 and all 29,500 requests.
+    assert [point.scheduled for point in plan.points] == [6500, 10_500, 30_000]
+    assert [point.offset_ns / 1e9 for point in plan.points] == [65, 105, 300]
+    assert plan.alpha == pytest.approx(0.01 / 3)
+    assert len(make_plan(Settings("m", rate=100, slos=slos), schedule).points) == 1
+    assert len(make_plan(Settings("m", rate=100, min_duration_s=1), schedule).points) == 1
