@@ -26,12 +26,14 @@ from tritongen.engines.tensorrt.profiles import (
     to_text,
     wide_profile,
 )
+from tritongen.engines.tensorrt.recipes import recipes_for
 from tritongen.engines.tensorrt.runner import feed
 from tritongen.engines.tensorrt.serving import graph_batch_sizes, optimization_text
 from tritongen.errors import BuildError, DataError
 from tritongen.graph import inspect_model
 from tritongen.precision.fixed_shapes import fix_shapes
 from tritongen.precision.int8 import write_ranges
+from tritongen.precision.recipe import Int8Recipe
 from tritongen.runs.records import Artifact, Candidate
 from tritongen.shapes import ResolvedInput
 from tritongen.spec import Precision
@@ -207,6 +209,18 @@ def test_versions_are_told_apart_by_what_they_have() -> None:
     assert (ten.weakly_typed, ten.strongly_typed, ten.implicit_int8, ten.tiling) == (True, True, True, True)
     assert (eleven.weakly_typed, eleven.strongly_typed, eleven.implicit_int8) == (False, True, False)
     assert (eight.build_routes, ten.build_routes, eleven.build_routes) == (False, False, True)
+
+
+def test_recipes_follow_the_features() -> None:
+    eight = api.features(surface("FP16 INT8 TF32", "EXPLICIT_BATCH", "", "IInt8EntropyCalibrator2"))
+    eleven = api.features(surface("TF32", "STRONGLY_TYPED", "build_route", "IProgressMonitor"))
+    assert [r.name for r in recipes_for(Precision.INT8, eight)] == ["s8-residual", "implicit"]
+    assert recipes_for(Precision.FP16, eight) == ()
+    assert recipes_for(Precision.FP32, eleven) == ()
+    assert [r.name for r in recipes_for(Precision.FP16, eleven)] == ["half"]
+    (int8,) = recipes_for(Precision.INT8, eleven)
+    assert isinstance(int8, Int8Recipe)
+    assert (int8.half, int8.min_opset) == (True, 19)
 
 
 def test_int64_inputs_are_narrowed_only_where_they_fit() -> None:

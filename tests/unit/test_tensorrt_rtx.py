@@ -61,6 +61,27 @@ def test_precision_flags_are_not_asked_of_it(model: Path) -> None:
     assert building.build_plan(trt, model, settings)
 
 
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
+def test_rewritten_graphs_are_built(model: Path, tmp_path: Path, precision: Precision) -> None:
+    """What the engine's own recipes for such a version make of a graph: FP16, and INT8 with FP16 scales."""
+    from tritongen.engines.tensorrt.recipes import half_recipe, recipes_for
+    from tritongen.precision.fp16 import to_half
+    from tritongen.precision.int8 import quantize, tensors_to_calibrate
+    from tritongen.precision.recipe import Int8Recipe
+
+    (recipe,) = recipes_for(precision, api.features(trt))
+    source, rewritten = model, tmp_path / "half.onnx"
+    if isinstance(recipe, Int8Recipe):
+        source = tmp_path / "int8.onnx"
+        names = tensors_to_calibrate(model, recipe)
+        quantize(model, dict.fromkeys(names, (-4.0, 4.0)), recipe, source)
+    to_half(source, half_recipe(), rewritten)
+    settings = building.Settings(
+        precision=precision, strongly_typed=True, compute_capability="8.9", profiles=[profile(model)]
+    )
+    assert building.build_plan(trt, rewritten, settings)
+
+
 def test_weak_typing_is_refused_in_words(model: Path) -> None:
     with pytest.raises(BuildError, match="only strongly typed"):
         building.build_plan(trt, model, building.Settings(compute_capability="8.9"))

@@ -20,7 +20,7 @@ from tritongen.engines import load_engine
 from tritongen.errors import BuildError, ModelError
 from tritongen.files import replacing
 from tritongen.graph import Graph, inspect_model
-from tritongen.precision.recipe import Int8Recipe, Recipe
+from tritongen.precision.recipe import Fp16Recipe, Int8Recipe, Recipe
 from tritongen.runs.build import Preparation
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Accuracy, Artifact, Outcome, Trial
@@ -112,7 +112,11 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
         return graph.path
     recipe = _recipe(engine, job, str(name))
     if not isinstance(recipe, Int8Recipe):
-        raise BuildError(f"recipe '{recipe.name}' cannot be applied by this version of tritongen")
+        from tritongen.precision.fp16 import to_half
+
+        events(Event("trial", "progress", "rewriting to FP16"))
+        to_half(graph.path, recipe, out)
+        return out
     from tritongen.autotune.calibrate import calibrate
     from tritongen.precision.int8 import quantize, write_ranges
 
@@ -134,6 +138,10 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
         write_ranges(graph.path, ranges, recipe, out)
     else:
         quantize(graph.path, ranges, recipe, out)
+        if recipe.half:
+            from tritongen.precision.fp16 import to_half
+
+            to_half(out, Fp16Recipe(name="half"), out)
     return out
 
 

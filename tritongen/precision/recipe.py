@@ -30,6 +30,8 @@ class Int8Recipe:
     """Weights stay in floating point before a Q/DQ pair, in place of integers before a DQ (TensorRT)."""
     fused_adds: bool = False
     """An Add's input that a weighted operator computes stays in floating point: its kernel takes the sum."""
+    half: bool = False
+    """What is not quantized becomes FP16 afterwards, for engines that take precisions from the graph."""
     implicit: bool = False
     """No Q/DQ nodes: the graph stays as it is, and the engine is given a range for every tensor."""
     methods: tuple[str, ...] = ("minmax", "percentile", "entropy", "mse")

@@ -22,7 +22,7 @@ from tritongen.engines.tensorrt.profiles import (
     to_text,
     wide_profile,
 )
-from tritongen.engines.tensorrt.recipes import implicit_recipe, int8_recipes
+from tritongen.engines.tensorrt.recipes import recipes_for
 from tritongen.engines.tensorrt.runner import TensorRTRunner
 from tritongen.engines.tensorrt.serving import optimization_text
 from tritongen.errors import BuildError, RequirementError
@@ -80,16 +80,12 @@ class TensorRTEngine:
         }
 
     def precisions(self) -> Sequence[Precision]:
-        """FP32 (with TF32), FP16 and INT8, as far as this version builds them from an FP32 graph."""
-        weak = api.features(api.load()).weakly_typed
-        return (Precision.FP32, Precision.FP16, Precision.INT8) if weak else (Precision.FP32, Precision.INT8)
+        """FP32 (with TF32), FP16 and INT8."""
+        return (Precision.FP32, Precision.FP16, Precision.INT8)
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
-        """For INT8 the Q/DQ placements and, where the version has it, implicit ranges; else builder flags."""
-        if precision is not Precision.INT8:
-            return ()
-        implicit = api.features(api.load()).implicit_int8
-        return (*int8_recipes(), implicit_recipe()) if implicit else int8_recipes()
+        """INT8: Q/DQ placements, and implicit ranges where the version has them. FP16: a flag or a rewrite."""
+        return recipes_for(precision, api.features(api.load()))
 
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002
         """Profiles tuned for batch 1 and for the largest batch; FP32 once without and once with TF32.
@@ -113,7 +109,8 @@ class TensorRTEngine:
         started = time.perf_counter()
         trt = api.load()
         cuda.use_device(0)
-        settings = settings_of(candidate, model)
+        strongly_typed = not api.features(trt).weakly_typed
+        settings = replace(settings_of(candidate, model), strongly_typed=strongly_typed)
         plan = build_plan(trt, model, settings, timing_cache=self.timing_cache(), events=events)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / FILENAME) as temporary:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from tritongen.precision.recipe import Int8Recipe
+from tritongen.engines.tensorrt.api import Features
+from tritongen.precision.recipe import Fp16Recipe, Int8Recipe, Recipe
+from tritongen.spec import Precision
 
 _OPERATORS = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool",
 )  # fmt: skip
 METHODS = ("mse", "percentile")
-"""Nearest to the reference on three real nets (bench/int8_ranges.py); each further one is another slow build."""
+"""Nearest to the reference on three real nets (bench/int8_ranges.py); each one more is a slow build."""
 
 
 def int8_recipes() -> Sequence[Int8Recipe]:
@@ -33,3 +36,20 @@ def int8_recipes() -> Sequence[Int8Recipe]:
 def implicit_recipe() -> Int8Recipe:
     """Ranges for every tensor and no Q/DQ nodes: the builder chooses the layers (8.6 and 10)."""
     return Int8Recipe(name="implicit", operators=(), implicit=True, methods=METHODS)
+
+
+def half_recipe() -> Fp16Recipe:
+    """FP16 throughout, with FP32 inputs and outputs: for strongly typed networks (11)."""
+    return Fp16Recipe(name="half")
+
+
+def recipes_for(precision: Precision, has: Features) -> Sequence[Recipe]:
+    """How a graph is rewritten for a precision on such a TensorRT; empty: builder flags do it."""
+    if precision is Precision.FP16:
+        return () if has.weakly_typed else (half_recipe(),)
+    if precision is not Precision.INT8:
+        return ()
+    if not has.weakly_typed:
+        # FP16 scales need opset 19, and let everything else run in FP16, too.
+        return tuple(replace(one, min_opset=19, half=True) for one in int8_recipes())
+    return (*int8_recipes(), implicit_recipe()) if has.implicit_int8 else int8_recipes()
