@@ -20,7 +20,7 @@ BACKENDS = PACKAGE / "serving" / "backends"
 _GROUND = {"errors", "files"}
 _WORDS = _GROUND | {"slo", "spec", "tensors"}
 _MODEL = _WORDS | {"graph", "shapes", "samples"}
-_RUNNING_SERVER = {"serving.control", "serving.statistics"}
+_RUNNING_SERVER = {"serving.access", "serving.control", "serving.statistics"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),

@@ -152,6 +152,8 @@ def test_batch_sizes_are_checked_against_the_model() -> None:
         ("h:9", "grpc", Address("grpc", "h", 9)),
         ("grpc://[::1]:9", None, Address("grpc", "::1", 9)),
         ("grpc://h", None, Address("grpc", "h", 8001)),
+        ("https://h", "http", Address("http", "h", 443, secure=True)),
+        ("grpcs://h:9", None, Address("grpc", "h", 9, secure=True)),
     ],
 )
 def test_addresses(url: str, protocol: Any, expected: Address) -> None:
@@ -161,7 +163,7 @@ def test_addresses(url: str, protocol: Any, expected: Address) -> None:
 @pytest.mark.parametrize(
     ("url", "protocol"),
     [
-        ("https://h", None),
+        ("https://h", "grpc"),
         ("ftp://h", None),
         ("http://", None),
         ("http://h", "grpc"),

@@ -33,7 +33,7 @@ class Evidence:
     """The measured window on the clock of the samples."""
     rate: float | None
     """Offered requests per second; None in a closed loop."""
-    batch_size: int
+    batch_size: float
     timeout_ms: float
     warm_up: WarmUpResult
     stopped: bool = False

@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from tritongen.loadtest.schedule import Schedule
+from tritongen.serving.access import PLAIN, Access
 
 Protocol = Literal["http", "grpc"]
 GrpcClient = Literal["h2", "grpcio"]
+Compression = Literal["gzip", "deflate"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,10 @@ class Job:
     protocol: Protocol
     host: str
     port: int
-    batch: int
-    """Items in each request."""
+    batches: tuple[int, ...]
+    """Items in each prepared request."""
+    order: tuple[int, ...]
+    """Which prepared requests a closed loop sends, again and again."""
     timeout_ns: int
     max_in_flight: int
     """Per worker."""
@@ -32,6 +36,9 @@ class Job:
     request_sizes: tuple[int, ...]
     grpc_client: GrpcClient = "h2"
     """By hand over HTTP/2, or grpcio as the reference."""
+    access: Access = PLAIN
+    compression: Compression | None = None
+    streaming: bool = False
 
 
 def write_job(folder: Path, job: Job, requests: Sequence[bytes]) -> None:
@@ -42,8 +49,11 @@ def write_job(folder: Path, job: Job, requests: Sequence[bytes]) -> None:
 
 def read_job(folder: Path) -> tuple[Job, list[bytes]]:
     """The job and its ready-made requests."""
-    fields = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    job = Job(**{**fields, "request_sizes": tuple(fields["request_sizes"])})
+    fields: dict[str, Any] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    fields["access"] = Access(**fields["access"])
+    for name in ("batches", "order", "request_sizes"):
+        fields[name] = tuple(fields[name])
+    job = Job(**fields)
     data = (folder / "requests.bin").read_bytes()
     ends = np.cumsum(job.request_sizes).tolist()
     return job, [data[end - size : end] for end, size in zip(ends, job.request_sizes, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -9,8 +10,14 @@ import socket
 from dataclasses import dataclass
 
 from tritongen.errors import ServerError
+from tritongen.loadtest import samples
+from tritongen.loadtest.job import Job
 from tritongen.loadtest.target import Address, ServedModel
+from tritongen.loadtest.transport import h2_transport
 from tritongen.loadtest.transport_grpc import CHANNEL_OPTIONS, METHOD
+from tritongen.loadtest.transport_h2 import H2Transport
+
+MOST_ANSWER_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -20,10 +27,10 @@ class Answer:
     shapes: dict[str, tuple[int, ...]]
 
 
-def probe(model: ServedModel, address: Address, request: bytes, timeout_s: float) -> Answer:
+def probe(model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job) -> Answer:
     """Send one ready-made request; ServerError with the server's words unless the answer is whole."""
     exchange = _probe_grpc if address.protocol == "grpc" else _probe_http
-    shapes = exchange(model, address, request, timeout_s)
+    shapes = exchange(model, address, request, timeout_s, job)
     missing = [name for name in model.outputs if name not in shapes]
     if missing:
         raise ServerError(
@@ -35,11 +42,13 @@ def probe(model: ServedModel, address: Address, request: bytes, timeout_s: float
 
 
 def _probe_http(
-    model: ServedModel, address: Address, request: bytes, timeout_s: float
+    model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job
 ) -> dict[str, tuple[int, ...]]:
     try:
+        tls = job.access.context()
         with (
-            socket.create_connection((address.host, address.port), timeout_s) as connection,
+            socket.create_connection((address.host, address.port), timeout_s) as plain,
+            tls.wrap_socket(plain, server_hostname=address.host) if tls else plain as connection,
             contextlib.closing(http.client.HTTPResponse(connection, method="POST")) as response,
         ):
             connection.sendall(request)
@@ -61,25 +70,62 @@ def _probe_http(
 
 
 def _probe_grpc(
-    model: ServedModel, address: Address, request: bytes, timeout_s: float
+    model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job
 ) -> dict[str, tuple[int, ...]]:
-    import grpc
     from google.protobuf.message import DecodeError
     from tritonclient.grpc import service_pb2
 
-    with grpc.insecure_channel(address.host_header, options=CHANNEL_OPTIONS) as channel:
-        try:
-            answer = channel.unary_unary(METHOD)(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise _refused(model, f"gRPC {error.code().name}: {error.details()}") from None
+    answer = _call_grpcio if job.grpc_client == "grpcio" else _call_h2
+    data = answer(model, address, request, timeout_s, job)
     try:
-        outputs = service_pb2.ModelInferResponse.FromString(answer).outputs
+        if job.streaming:
+            outputs = service_pb2.ModelStreamInferResponse.FromString(data).infer_response.outputs
+        else:
+            outputs = service_pb2.ModelInferResponse.FromString(data).outputs
     except DecodeError:
         raise ServerError(
             f"the answer of model '{model.name}' is not one of the KServe v2 protocol",
-            found=repr(answer[:80]),
+            found=repr(data[:80]),
         ) from None
     return {each.name: tuple(each.shape) for each in outputs}
+
+
+def _call_grpcio(model: ServedModel, address: Address, request: bytes, timeout_s: float, _job: Job) -> bytes:
+    import grpc
+
+    with grpc.insecure_channel(address.host_header, options=CHANNEL_OPTIONS) as channel:
+        try:
+            return bytes(channel.unary_unary(METHOD)(request, timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise _refused(model, f"gRPC {error.code().name}: {error.details()}") from None
+
+
+def _call_h2(model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job) -> bytes:
+    """The last message of the answer, by the transport of the run itself."""
+    transport, status, detail = asyncio.run(_one_call(job, request, timeout_s))
+    if status in (samples.TIMEOUT, samples.REFUSED, samples.LOST, samples.TLS):
+        error = TimeoutError() if status == samples.TIMEOUT else OSError(detail)
+        raise _no_answer(model, address, error, timeout_s)
+    if status != samples.OK:
+        raise _refused(model, f"{samples.cause(status)}: {detail}")
+    return transport.answer
+
+
+async def _one_call(job: Job, request: bytes, timeout_s: float) -> tuple[H2Transport, int, str]:
+    ended: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+
+    def finish(_row: int, status: int, detail: str) -> None:
+        if not ended.done():
+            ended.set_result((status, detail))
+
+    transport = h2_transport(job, [request], finish, kept_bytes=MOST_ANSWER_BYTES)
+    transport.send(0, 0)
+    try:
+        status, detail = await asyncio.wait_for(ended, timeout_s)
+    except asyncio.TimeoutError:
+        status, detail = samples.TIMEOUT, ""
+    transport.close()
+    return transport, status, detail
 
 
 def _error_text(body: bytes) -> str:

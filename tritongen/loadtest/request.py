@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gzip
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritongen.errors import DataError
+from tritongen.loadtest.job import Compression
 from tritongen.loadtest.target import Address, ServedModel
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-def encode(model: ServedModel, address: Address, arrays: Arrays) -> bytes:
+@dataclass(frozen=True)
+class Wire:
+    """How a request travels, apart from what is in it."""
+
+    headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    compression: Compression | None = None
+    region: str = ""
+    """The shared memory region that the inputs are in, if they are not in the request."""
+
+
+PLAIN = Wire()
+Places = Mapping[str, int]
+"""Where in the region each input begins."""
+
+
+def encode(
+    model: ServedModel, address: Address, arrays: Arrays, wire: Wire = PLAIN, places: Places | None = None
+) -> bytes:
     """One inference call as it is sent: a whole HTTP request, or a serialized ModelInferRequest."""
-    _check(model, arrays)
-    return encode_grpc(model, arrays) if address.protocol == "grpc" else encode_http(model, address, arrays)
+    check(model, arrays)
+    if address.protocol == "grpc":
+        return compressed(encode_grpc(model, arrays, wire, places), wire.compression)
+    return encode_http(model, address, arrays, wire, places)
 
 
-def encode_http(model: ServedModel, address: Address, arrays: Arrays) -> bytes:
+def compressed(data: bytes, method: Compression | None) -> bytes:
+    """The bytes as Content-Encoding or grpc-encoding has them ("deflate" means zlib's format)."""
+    if method is None:
+        return data
+    return gzip.compress(data, mtime=0) if method == "gzip" else zlib.compress(data)
+
+
+def encode_http(
+    model: ServedModel, address: Address, arrays: Arrays, wire: Wire = PLAIN, places: Places | None = None
+) -> bytes:
     """Request line, headers and body; tensors in binary form where the server takes them so."""
     from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
@@ -28,29 +60,44 @@ def encode_http(model: ServedModel, address: Address, arrays: Arrays) -> bytes:
     for spec in model.inputs:
         array = arrays[spec.name]
         tensor = InferInput(spec.name, list(array.shape), spec.dtype.triton)
-        tensor.set_data_from_numpy(array, binary_data=model.binary)
+        if places is None:
+            tensor.set_data_from_numpy(array, binary_data=model.binary)
+        else:
+            size = len(raw_bytes(spec.dtype.triton, array))
+            tensor.set_shared_memory(wire.region, size, places[spec.name])
         inputs.append(tensor)
     outputs = [InferRequestedOutput(name, binary_data=model.binary) for name in model.outputs]
     body, json_size = InferenceServerClient.generate_request_body(inputs, outputs=outputs)
+    body = compressed(bytes(body), wire.compression)
     headers = [
         f"POST {address.prefix}{model.path} HTTP/1.1",
         f"Host: {address.host_header}",
         f"Content-Type: application/{'octet-stream' if json_size else 'json'}",
         f"Content-Length: {len(body)}",
         *([f"Inference-Header-Content-Length: {json_size}"] if json_size else []),
+        *([f"Content-Encoding: {wire.compression}"] if wire.compression else []),
+        *(f"{name}: {value}" for name, value in wire.headers),
     ]
-    return "\r\n".join([*headers, "", ""]).encode("ascii") + bytes(body)
+    return "\r\n".join([*headers, "", ""]).encode("latin-1") + body
 
 
-def encode_grpc(model: ServedModel, arrays: Arrays) -> bytes:
+def encode_grpc(
+    model: ServedModel, arrays: Arrays, wire: Wire = PLAIN, places: Places | None = None
+) -> bytes:
     """A serialized ModelInferRequest with raw tensor contents."""
     from tritonclient.grpc import service_pb2
 
     request = service_pb2.ModelInferRequest(model_name=model.name, model_version=model.version)
     for spec in model.inputs:
         array = arrays[spec.name]
-        request.inputs.add(name=spec.name, datatype=spec.dtype.triton, shape=list(array.shape))
-        request.raw_input_contents.append(raw_bytes(spec.dtype.triton, array))
+        tensor = request.inputs.add(name=spec.name, datatype=spec.dtype.triton, shape=list(array.shape))
+        raw = raw_bytes(spec.dtype.triton, array)
+        if places is None:
+            request.raw_input_contents.append(raw)
+        else:
+            tensor.parameters["shared_memory_region"].string_param = wire.region
+            tensor.parameters["shared_memory_byte_size"].int64_param = len(raw)
+            tensor.parameters["shared_memory_offset"].int64_param = places[spec.name]
     for name in model.outputs:
         request.outputs.add(name=name)
     serialized: bytes = request.SerializeToString()
@@ -67,7 +114,7 @@ def raw_bytes(datatype: str, array: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(array).tobytes()
 
 
-def _check(model: ServedModel, arrays: Arrays) -> None:
+def check(model: ServedModel, arrays: Arrays) -> None:
     """DataError, naming the tensor, where arrays and model do not fit together."""
     for spec in model.inputs:
         array = arrays.get(spec.name)

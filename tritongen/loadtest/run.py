@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from tritongen.errors import ServerError
 from tritongen.loadtest.explain import Knobs
 from tritongen.loadtest.fleet import Fleet
-from tritongen.loadtest.inputs import Inputs, prepare_inputs
+from tritongen.loadtest.inputs import Inputs
 from tritongen.loadtest.job import Job
 from tritongen.loadtest.monitor import Monitor
 from tritongen.loadtest.plan import make_plan
 from tritongen.loadtest.probe import probe
 from tritongen.loadtest.record import Measurement, Subject, make_report
-from tritongen.loadtest.request import encode
 from tritongen.loadtest.sample_export import write_samples
-from tritongen.loadtest.schedule import Schedule, open_loop
+from tritongen.loadtest.schedule import Schedule
 from tritongen.loadtest.settings import Settings
-from tritongen.loadtest.target import Address, ServedModel, check_batch_size, describe, parse_address
+from tritongen.loadtest.target import Address, ServedModel, parse_address
 from tritongen.loadtest.watch import Watch
+from tritongen.loadtest.workload import Workload, encoded, make_schedule, prepare_workload
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.loadtest import LoadReport
 from tritongen.runs.records import Machine
@@ -47,23 +48,19 @@ def run_load_test(
     settings.check()
     address = parse_address(settings.url, settings.protocol)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    control = connect(f"{address.protocol}://{address.host_header}{address.prefix}", _CONTROL_TIMEOUT_S)
+    control = connect(address.url, _CONTROL_TIMEOUT_S, settings.access)
     try:
-        model = describe(control, settings.model, settings.version)
-        check_batch_size(model, settings.batch_size)
-        inputs = prepare_inputs(
-            model,
-            settings.batch_size,
-            shapes=settings.shapes,
-            ranges=settings.ranges,
-            data=settings.data,
-            seed=settings.seed,
-        )
-        requests = [encode(model, address, arrays) for arrays in inputs.batches]
-        probe(model, address, requests[0], max(settings.timeout_s, _LEAST_PROBE_TIMEOUT_S))
-        events(Event("loadtest", "started", _announcement(settings, model, inputs), subject=model.name))
+        workload = prepare_workload(settings, control)
+        model, inputs = workload.groups[0].model, workload.inputs
         knobs = _knobs(control, model)
-        measurement = _offer(settings, address, control, requests, events)
+        with encoded(settings, address, control, workload) as requests:
+            job = _job(settings, address, workload, requests)
+            for group in workload.groups:
+                patience_s = max(settings.timeout_s, _LEAST_PROBE_TIMEOUT_S)
+                probe(group.model, address, requests[group.first], patience_s, job)
+            events(Event("loadtest", "started", _announcement(settings, model, inputs), subject=model.name))
+            schedule = make_schedule(settings, workload)
+            measurement = _offer(settings, job, control, requests, schedule, events)
         gone = _server_gone(control, model)
     finally:
         control.close()
@@ -79,21 +76,37 @@ def _announcement(settings: Settings, model: ServedModel, inputs: Inputs) -> str
     return f"{load} for {settings.duration_s:g} s to {model.name} ({model.server}), inputs: {inputs.source}"
 
 
-def _offer(
-    settings: Settings, address: Address, control: ServerControl, requests: list[bytes], events: EventSink
-) -> Measurement:
-    workers = settings.worker_count(len(os.sched_getaffinity(0)))
-    job = Job(
+def _workers(settings: Settings) -> int:
+    return settings.worker_count(len(os.sched_getaffinity(0)))
+
+
+def _job(settings: Settings, address: Address, workload: Workload, requests: list[bytes]) -> Job:
+    return Job(
         protocol=address.protocol,
         host=address.host,
         port=address.port,
-        batch=settings.batch_size,
+        batches=workload.batches,
+        order=workload.cycle(settings.seed),
         timeout_ns=round(settings.timeout_s * 1e9),
-        max_in_flight=max(1, settings.max_in_flight // workers),
+        max_in_flight=max(1, settings.max_in_flight // _workers(settings)),
         duration_ns=round(settings.duration_s * 1e9),
         request_sizes=tuple(map(len, requests)),
+        grpc_client=settings.grpc_client,
+        access=replace(settings.access, secure=address.secure),
+        compression=settings.compression,
+        streaming=settings.streaming,
     )
-    schedule = _schedule(settings, len(requests))
+
+
+def _offer(  # noqa: PLR0917
+    settings: Settings,
+    job: Job,
+    control: ServerControl,
+    requests: list[bytes],
+    schedule: Schedule | None,
+    events: EventSink,
+) -> Measurement:
+    workers = _workers(settings)
     plan = make_plan(settings, schedule)
     monitor = Monitor(control, settings.model, settings.version, metrics_url=settings.metrics_url)
     with (
@@ -101,14 +114,6 @@ def _offer(
         Fleet(Path(folder), job, requests, _shares(settings, workers, schedule)) as fleet,
     ):
         return Watch(settings, fleet, monitor, plan, events).run()
-
-
-def _schedule(settings: Settings, prepared: int) -> Schedule | None:
-    """The whole schedule of an open loop; None for a closed one."""
-    rate = settings.offered_rate
-    if rate is None:
-        return None
-    return open_loop(rate, settings.duration_s, settings.arrival, settings.seed, prepared)
 
 
 def _shares(settings: Settings, workers: int, schedule: Schedule | None) -> list[Schedule | int]:

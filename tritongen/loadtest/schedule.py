@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritongen.errors import InputError
+from tritongen.loadtest.shape import RateShape
 
 Arrival = Literal["poisson", "constant"]
 
@@ -56,6 +57,31 @@ def open_loop(rate: float, duration_s: float, arrival: Arrival, seed: int, prepa
         offsets = _poisson(gap_ns, end_ns, seed)
     offsets_ns = offsets.astype(np.int64)
     offsets_ns = offsets_ns[: int(np.searchsorted(offsets_ns, end_ns))]
+    return Schedule(offsets_ns, (np.arange(len(offsets_ns)) % prepared).astype(np.uint16))
+
+
+def shaped(shape: RateShape, duration_s: float, arrival: Arrival, seed: int, prepared: int) -> Schedule:
+    """Arrivals whose rate changes over time: an even or Poisson process, its time stretched by the rate.
+
+    InputError when that would be no request at all, or more than fit into memory.
+    """
+    steady = shape.steady
+    if steady is not None:
+        return open_loop(steady, duration_s, arrival, seed, prepared)
+    curve = shape.over(duration_s)
+    if not 1 <= curve.requests <= MAX_REQUESTS:
+        raise InputError(
+            "this rate and duration make no usable schedule",
+            found=f"{shape.text} for {duration_s:g} s",
+            expected=f"between 1 and {MAX_REQUESTS} requests",
+            fix="change --rate or --duration",
+        )
+    if arrival == "constant":
+        counts = np.arange(int(np.ceil(curve.requests)), dtype=float)
+    else:
+        counts = _poisson(1.0, int(curve.requests) + 1, seed)
+        counts = counts[: int(np.searchsorted(counts, curve.requests))]
+    offsets_ns = np.floor(curve.times(counts) * NS_PER_S).astype(np.int64)
     return Schedule(offsets_ns, (np.arange(len(offsets_ns)) % prepared).astype(np.uint16))
 
 

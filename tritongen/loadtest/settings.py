@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tritongen.errors import InputError
-from tritongen.loadtest.job import Protocol
+from tritongen.loadtest.job import Compression, GrpcClient, Protocol
 from tritongen.loadtest.schedule import Arrival
+from tritongen.loadtest.shape import RateShape
 from tritongen.loadtest.statistics import ALPHA
+from tritongen.loadtest.trace import Arrival as TraceArrival
+from tritongen.serving.access import PLAIN, Access
 from tritongen.slo import Slo
 
 DEFAULT_DURATION_S = 60.0
@@ -22,6 +26,7 @@ _LONGEST_WARMUP_S = 5.0
 _WARMUP_SHARE = 0.1
 _RATE_PER_WORKER = 2000.0
 _CONCURRENCY_PER_WORKER = 16
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class Settings:
     version: str = ""
     rate: float | None = None
     """Requests per second, open loop."""
+    rate_shape: RateShape | None = None
+    """A rate that changes; instead of `rate`."""
+    trace: Sequence[TraceArrival] | None = field(default=None, repr=False)
+    """Arrivals to replay; instead of `rate`."""
     concurrency: int | None = None
     """Calls in flight, closed loop."""
     arrival: Arrival = "poisson"
@@ -46,7 +55,11 @@ class Settings:
     warmup_s: float | None = None
     """Left out at the start; default: a tenth of the duration, at most five seconds."""
     slos: Sequence[Slo] = ()
+    mix: Mapping[str, float] = field(default_factory=dict)
+    """Weights of several models; `model`, whose name the test bears, has 1 unless it is among them."""
     batch_size: int = 1
+    batch_sizes: Mapping[int, float] = field(default_factory=dict)
+    """Weights of several batch sizes; instead of `batch_size`."""
     shapes: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, str] = field(default_factory=dict)
     data: str | None = None
@@ -55,6 +68,15 @@ class Settings:
     """Over all workers."""
     workers: int | None = None
     seed: int = 0
+    grpc_client: GrpcClient = "h2"
+    """Framed by hand, or grpcio as the reference."""
+    access: Access = PLAIN
+    """TLS and headers."""
+    compression: Compression | None = None
+    streaming: bool = False
+    """For decoupled models, over gRPC: a request ends with its last answer."""
+    shared_memory: bool = False
+    """Inputs in system shared memory instead of in the requests."""
     metrics_url: str | None = None
     """Triton's Prometheus page, for what its GPUs did in the window."""
 
@@ -67,6 +89,10 @@ class Settings:
     @property
     def offered_rate(self) -> float | None:
         """The open-loop rate: as given, else what a throughput objective promises; None in a closed loop."""
+        if self.trace is not None:
+            return sum(each.offset_s < self.duration_s for each in self.trace) / self.duration_s
+        if self.rate_shape is not None:
+            return self.rate_shape.over(self.duration_s).requests / self.duration_s
         if self.rate is not None or self.concurrency is not None:
             return self.rate
         promised = [slo.limit / self.items(slo) for slo in self.slos if slo.metric == "throughput"]
@@ -77,9 +103,25 @@ class Settings:
         """Calls in flight of a closed loop; 1 unless given."""
         return self.concurrency or 1
 
-    def items(self, slo: Slo) -> int:
-        """How many units of a throughput objective one request is."""
-        return self.batch_size if slo.unit == "inferences/s" else 1
+    @property
+    def batch_weights(self) -> Mapping[int, float]:
+        """Every batch size with its weight."""
+        return self.batch_sizes or {self.batch_size: 1.0}
+
+    @property
+    def mean_batch(self) -> float:
+        """Items in a request on average."""
+        weights = self.batch_weights
+        return sum(size * weight for size, weight in weights.items()) / sum(weights.values())
+
+    @property
+    def model_weights(self) -> Mapping[str, float]:
+        """Every model with its weight, the one whose name the test bears first."""
+        return {self.model: self.mix.get(self.model, 1.0), **self.mix}
+
+    def items(self, slo: Slo) -> float:
+        """How many units of a throughput objective one request is (on average)."""
+        return self.mean_batch if slo.unit == "inferences/s" else 1
 
     def worker_count(self, cores: int) -> int:
         """As given, else few enough to leave cores to a server on the same machine."""
@@ -97,10 +139,11 @@ class Settings:
 
     def check(self) -> None:
         """InputError for what cannot be run."""
-        if self.rate is not None and self.concurrency is not None:
+        loads = (self.rate, self.rate_shape, self.trace, self.concurrency)
+        if sum(each is not None for each in loads) > 1:
             raise InputError(
-                "an open and a closed loop at once",
-                found=f"--rate {self.rate:g} and --concurrency {self.concurrency}",
+                "an open and a closed loop at once" if self.concurrency else "two open loops at once",
+                found=", ".join(self._given_loads()),
                 expected="one of them",
                 fix="use --rate to test a promise at a rate, --concurrency to see what a few callers get",
             )
@@ -113,6 +156,8 @@ class Settings:
             ("--max-in-flight", self.max_in_flight),
             ("--batch-size", self.batch_size),
             ("--workers", self.workers),
+            *(("--mix", weight) for weight in self.mix.values()),
+            *(("--batch-size", value) for each in self.batch_sizes.items() for value in each),
         ):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be positive", found=f"{value:g}", expected="more than 0")
@@ -123,6 +168,29 @@ class Settings:
                 expected="a warm-up shorter than the duration",
             )
         self._check_loop()
+        self._check_transport()
+
+    def _given_loads(self) -> list[str]:
+        rate = self.rate_shape.text if self.rate_shape else f"{self.rate:g}" if self.rate else None
+        trace = "" if self.trace is not None else None
+        given = {"--rate": rate, "--trace": trace, "--concurrency": self.concurrency}
+        return [f"{flag} {value}".strip() for flag, value in given.items() if value is not None]
+
+    def _check_transport(self) -> None:
+        for name, value in self.access.headers:
+            if not _HEADER_NAME.fullmatch(name) or not value.isprintable():
+                raise InputError(
+                    "a header that cannot be sent",
+                    found=f"'{name}'",
+                    expected="letters, digits and hyphens, and a value in one line",
+                )
+        special = self.streaming or self.compression or self.access.secure or self.access.headers
+        if self.grpc_client == "grpcio" and special:
+            raise InputError(
+                "the reference client only sends plain unary calls",
+                found="--grpc-client grpcio with TLS, headers, compression or streaming",
+                fix="leave --grpc-client away",
+            )
 
     def _check_loop(self) -> None:
         rate = self.offered_rate
@@ -140,7 +208,7 @@ class Settings:
             ):
                 raise InputError(
                     f"the offered load cannot show '{slo.text}'",
-                    found=f"{rate:g} requests/s of batch {self.batch_size}",
+                    found=f"{rate:g} requests/s of batch {self.mean_batch:g}",
                     expected=f"at least {slo.limit:g} {slo.unit}",
                     fix=f"use --rate {math.ceil(slo.limit / self.items(slo))} or more",
                 )

@@ -20,6 +20,12 @@ class Address:
     port: int
     prefix: str = ""
     """A path in front of /v2 (HTTP)."""
+    secure: bool = False
+    """TLS."""
+
+    @property
+    def url(self) -> str:
+        return f"{self.protocol}{'s' if self.secure else ''}://{self.host_header}{self.prefix}"
 
     @property
     def host_header(self) -> str:
@@ -30,13 +36,6 @@ def parse_address(url: str, protocol: Protocol | None = None) -> Address:
     """The address that `url` names; InputError when it is none, or is not of the wanted protocol."""
     parts = urlsplit(url if "://" in url else f"{protocol or 'http'}://{url}")
     scheme = parts.scheme
-    if scheme in ("https", "grpcs"):
-        raise InputError(
-            "the load generator does not speak TLS yet",
-            found=url,
-            expected="http://HOST:PORT or grpc://HOST:PORT",
-            fix="test the server behind its TLS proxy, at its plain port",
-        )
     try:
         port = parts.port
     except ValueError:
@@ -44,10 +43,10 @@ def parse_address(url: str, protocol: Protocol | None = None) -> Address:
     if scheme not in DEFAULT_PORTS or not parts.hostname or port == -1:
         raise InputError(
             f"'{url}' is not the address of a server",
-            expected="http://HOST:PORT or grpc://HOST:PORT",
+            expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
             fix="for a Triton on this machine: --url http://127.0.0.1:8000",
         )
-    if protocol is not None and scheme != protocol:
+    if protocol is not None and scheme.removesuffix("s") != protocol:
         raise InputError(
             f"--protocol {protocol} and --url disagree",
             found=url,
@@ -55,8 +54,8 @@ def parse_address(url: str, protocol: Protocol | None = None) -> Address:
             fix=f"give the server's {protocol} address as --url, or leave --protocol away",
         )
     default = 8000 if scheme == "http" and "://" not in url else DEFAULT_PORTS[scheme]
-    found: Protocol = "grpc" if scheme == "grpc" else "http"
-    return Address(found, parts.hostname, port or default, parts.path.rstrip("/"))
+    found: Protocol = "grpc" if scheme.startswith("grpc") else "http"
+    return Address(found, parts.hostname, port or default, parts.path.rstrip("/"), scheme.endswith("s"))
 
 
 @dataclass(frozen=True)

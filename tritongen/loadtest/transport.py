@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from tritongen.loadtest.job import Job
+
+if TYPE_CHECKING:
+    from tritongen.loadtest.transport_h2 import H2Transport
 
 Finish = Callable[[int, int, str], None]
 """finish(row, status, detail): called once per request, never from inside `send`, never after `abandon`."""
@@ -27,3 +32,33 @@ class Transport(Protocol):
     def close(self) -> None:
         """Drop every connection."""
         ...
+
+
+def open_transport(job: Job, requests: list[bytes], finish: Finish) -> Transport:
+    """The transport that a job asks for; it connects when it is opened."""
+    if job.protocol == "grpc" and job.grpc_client == "h2":
+        return h2_transport(job, requests, finish)
+    if job.protocol == "grpc":
+        from tritongen.loadtest.transport_grpc import GrpcTransport
+
+        return GrpcTransport(job.host, job.port, requests, finish)
+    from tritongen.loadtest.transport_http import HttpTransport
+
+    return HttpTransport(job.host, job.port, requests, finish, tls=job.access.context())
+
+
+def h2_transport(job: Job, requests: list[bytes], finish: Finish, *, kept_bytes: int = 1024) -> H2Transport:
+    """gRPC framed by hand, with everything that the job says of it."""
+    from tritongen.loadtest.transport_h2 import H2Transport
+
+    return H2Transport(
+        job.host,
+        job.port,
+        requests,
+        finish,
+        tls=job.access.context("h2"),
+        extra=job.access.headers,
+        streaming=job.streaming,
+        compression=job.compression,
+        kept_bytes=kept_bytes,
+    )

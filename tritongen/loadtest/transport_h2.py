@@ -40,6 +40,7 @@ class H2Transport:
         extra: Fields = (),
         streaming: bool = False,
         compression: str | None = None,
+        kept_bytes: int = 1024,
     ) -> None:
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         fields = [*extra, *([("grpc-encoding", compression)] if compression else [])]
@@ -48,6 +49,10 @@ class H2Transport:
         )
         self.blocks = BlockReader()
         self.streaming = streaming
+        self.kept_bytes = kept_bytes
+        """How much of an answer's last message is kept."""
+        self.answer = b""
+        """The last message of the call that ended last."""
         self._address = (host, port)
         self._tls = tls
         self._requests = [message(each, compressed=compression is not None) for each in requests]
@@ -105,6 +110,7 @@ class H2Transport:
 
     def ended(self, stream: Stream, status: int, detail: str) -> None:
         """A call ended."""
+        self.answer = stream.first
         if self._waiting:
             self.has_room(stream.connection)
         if self._active.pop(stream.row, None) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 from dataclasses import dataclass
 
 from tritongen.loadtest import samples
@@ -27,6 +28,8 @@ class Head:
     """Bytes of the body; None when it is chunked or ends with the connection."""
     chunked: bool
     keep_alive: bool
+    encoded: bool = False
+    """Whether the body is compressed."""
 
 
 def parse_head(head: bytes) -> Head:
@@ -46,14 +49,27 @@ def parse_head(head: bytes) -> Head:
     closing = fields.get(b"connection") == b"close" or version == b"HTTP/1.0"
     framed = chunked or length is not None
     return Head(
-        int(rest[:3]), None if chunked or length is None else int(length), chunked, framed and not closing
+        status=int(rest[:3]),
+        length=None if chunked or length is None else int(length),
+        chunked=chunked,
+        keep_alive=framed and not closing,
+        encoded=fields.get(b"content-encoding", b"identity") != b"identity",
     )
 
 
 class HttpTransport:
     """A pool of connections that grows to what is in flight; the last one used is used first."""
 
-    def __init__(self, host: str, port: int, requests: list[bytes], finish: Finish) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        requests: list[bytes],
+        finish: Finish,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self.requests = requests
         self.finish = finish
         self.idle: list[Connection] = []
@@ -98,7 +114,10 @@ class HttpTransport:
 
     async def _dial(self, connection: Connection) -> None:
         try:
-            await asyncio.get_running_loop().create_connection(lambda: connection, *self._address)
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: connection, *self._address, ssl=self._tls)
+        except ssl.SSLError as error:
+            connection.fail(samples.TLS, str(error))
         except OSError as error:
             connection.fail(refusal(error), str(error))
 
@@ -256,7 +275,7 @@ class Connection(asyncio.Protocol):
             self.drop()
         if head.status != _HTTP_OK:
             self._pool.ended(row, head.status, kept.decode("utf-8", "replace"))
-        elif not kept.startswith(b"{"):
+        elif not kept.startswith(b"{") and not (head.encoded and kept):
             self._pool.ended(row, samples.GARBAGE, f"answer begins with {kept[:60]!r}")
         else:
             self._pool.ended(row, samples.OK, "")

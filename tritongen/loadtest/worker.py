@@ -24,7 +24,7 @@ from tritongen.loadtest.alarm import Alarm
 from tritongen.loadtest.job import Job, read_job, read_share, samples_path
 from tritongen.loadtest.samples import SampleFile
 from tritongen.loadtest.schedule import Schedule
-from tritongen.loadtest.transport import Transport
+from tritongen.loadtest.transport import Transport, open_transport
 
 now_ns = time.monotonic_ns
 _SWEEP_S = 0.005
@@ -49,6 +49,7 @@ class Sender:
         self.no_more = False
         self.stopped = False
         self._file = file
+        self._batches = job.batches
         self._deadlines: deque[tuple[int, int]] = deque()
 
     def begin(self, row: int, scheduled: int, request: int) -> None:
@@ -81,7 +82,7 @@ class Sender:
     def record(  # noqa: PLR0917  (called for every request: keywords cost)
         self, row: int, scheduled: int, sent: int, done: int, status: int, request: int
     ) -> None:
-        self._file.write(row, scheduled, sent, done, status, request, self.job.batch)
+        self._file.write(row, scheduled, sent, done, status, request, self._batches[request])
 
     def sweep(self) -> None:
         """Give up on requests that are past their time-out."""
@@ -100,7 +101,7 @@ class Sender:
         self.after(samples.OK)
 
     def stop(self) -> None:
-        """Send no more and end soon; answers in flight get a moment, since servers suffer when callers vanish."""
+        """Send no more and end soon; answers get a moment, since servers suffer when callers vanish."""
         self.stopped = True
         self.end()
         asyncio.get_running_loop().call_later(_FAREWELL_S, self._give_up)
@@ -155,6 +156,7 @@ class ClosedLoop(Sender):
         super().__init__(job, file)
         self._concurrency = concurrency
         self._rows = 0
+        self._order = job.order
         self._end = 0
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(self._loop, self._launch)
@@ -188,7 +190,7 @@ class ClosedLoop(Sender):
             return
         row = self._rows
         self._rows += 1
-        self.begin(row, now, row % len(self.job.request_sizes))
+        self.begin(row, now, self._order[row % len(self._order)])
 
 
 def main(folder: str, worker: int, handle: int) -> None:
@@ -218,7 +220,7 @@ async def _work(folder: Path, worker: int, control: socket.socket) -> None:
     share = read_share(folder, worker)
     file = SampleFile(samples_path(folder, worker), *([len(share)] if isinstance(share, Schedule) else []))
     sender = OpenLoop(job, file, share) if isinstance(share, Schedule) else ClosedLoop(job, file, share)
-    sender.transport = _transport(job, requests, sender.finish)
+    sender.transport = open_transport(job, requests, sender.finish)
     connections = _CONNECTIONS if isinstance(share, Schedule) else share
     await sender.transport.open(min(connections, job.max_in_flight))
     # What exists now lives on: a collection in mid-run would only walk over it and delay a send.
@@ -261,17 +263,3 @@ async def _sweep(sender: Sender) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         sender.sweep()
-
-
-def _transport(job: Job, requests: list[bytes], finish: Callable[[int, int, str], None]) -> Transport:
-    if job.protocol == "grpc" and job.grpc_client == "h2":
-        from tritongen.loadtest.transport_h2 import H2Transport
-
-        return H2Transport(job.host, job.port, requests, finish)
-    if job.protocol == "grpc":
-        from tritongen.loadtest.transport_grpc import GrpcTransport
-
-        return GrpcTransport(job.host, job.port, requests, finish)
-    from tritongen.loadtest.transport_http import HttpTransport
-
-    return HttpTransport(job.host, job.port, requests, finish)

@@ -6,12 +6,13 @@ import difflib
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from tritongen.errors import InputError, ServerError
+from tritongen.serving.access import Access
 from tritongen.serving.statistics import ModelStatistics
 from tritongen.serving.transport import Refusal
 
@@ -87,10 +88,14 @@ class Transport(Protocol):
 
     def unload(self, name: str, timeout_s: float) -> None: ...
 
+    def share_memory(self, name: str, key: str, size: int) -> None: ...
+
+    def unshare_memory(self, name: str) -> None: ...
+
     def close(self) -> None: ...
 
 
-def connect(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> ServerControl:
+def connect(url: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: Access | None = None) -> ServerControl:
     """A control for `http://`, `https://`, `grpc://` or `grpcs://host:port`; nothing is sent yet.
 
     A bare `host:port` means HTTP; a bare `host` means Triton's own HTTP port, 8000.
@@ -107,14 +112,14 @@ def connect(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> ServerControl:
             fix="for a Triton on this machine: --url http://127.0.0.1:8000",
         )
     port = port or (DEFAULT_PORTS[parts.scheme] if "://" in url else 8000)
-    secure = parts.scheme.endswith("s")
+    access = replace(access or Access(), secure=parts.scheme.endswith("s"))
     if parts.scheme.startswith("http"):
         from tritongen.serving.transport import HttpTransport
 
-        return ServerControl(url, HttpTransport(parts.hostname, port, parts.path, secure, timeout_s))
+        return ServerControl(url, HttpTransport(parts.hostname, port, parts.path, access, timeout_s))
     from tritongen.serving.transport_grpc import GrpcTransport
 
-    return ServerControl(url, GrpcTransport(parts.hostname, port, secure, timeout_s))
+    return ServerControl(url, GrpcTransport(parts.hostname, port, access, timeout_s))
 
 
 class ServerControl:
@@ -224,6 +229,14 @@ class ServerControl:
                 raise ServerError(f"the server at {self.url} still unloads '{model}' after {timeout_s:.0f} s")
             time.sleep(READY_POLL_S)
 
+    def share_memory(self, name: str, key: str, size: int) -> None:
+        """Let the server read the POSIX shared memory object `key` of this machine as region `name`."""
+        self._ask(self._transport.share_memory, name, key, size)
+
+    def unshare_memory(self, name: str) -> None:
+        """Take the region back."""
+        self._ask(self._transport.unshare_memory, name)
+
     def _ask(self, method: Any, *arguments: Any) -> Any:
         try:
             return method(*arguments)
@@ -257,9 +270,9 @@ def read_metrics(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
     from tritongen.serving.transport import HttpTransport
 
     parts = urlsplit(url)
-    secure = parts.scheme == "https"
+    access = Access(secure=parts.scheme == "https")
     transport = HttpTransport(
-        parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme], "", secure, timeout_s
+        parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme], "", access, timeout_s
     )
     return transport.text(parts.path or "/metrics")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 from typing import Any
 from urllib.parse import quote
 
 from tritongen.errors import ServerError
+from tritongen.serving.access import Access
 
 
 class Refusal(Exception):  # noqa: N818  (it is an answer, not a failure of ours)
@@ -23,9 +25,10 @@ class Refusal(Exception):  # noqa: N818  (it is an answer, not a failure of ours
 class HttpTransport:
     """One HTTP request per call."""
 
-    def __init__(self, host: str, port: int, prefix: str, secure: bool, timeout_s: float) -> None:
-        self._address = f"{'https' if secure else 'http'}://{host}:{port}"
-        self._host, self._port, self._secure = host, port, secure
+    def __init__(self, host: str, port: int, prefix: str, access: Access, timeout_s: float) -> None:
+        self._address = f"{'https' if access.secure else 'http'}://{host}:{port}"
+        self._host, self._port, self._access = host, port, access
+        self._tls = access.context()
         self._prefix = prefix.rstrip("/")
         self._timeout_s = timeout_s
 
@@ -60,6 +63,13 @@ class HttpTransport:
 
     def unload(self, name: str, timeout_s: float) -> None:
         self._json("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {}, timeout_s)
+
+    def share_memory(self, name: str, key: str, size: int) -> None:
+        path = f"/v2/systemsharedmemory/region/{quote(name, safe='')}/register"
+        self._json("POST", path, {"key": key, "offset": 0, "byte_size": size})
+
+    def unshare_memory(self, name: str) -> None:
+        self._json("POST", f"/v2/systemsharedmemory/region/{quote(name, safe='')}/unregister", {})
 
     def text(self, path: str) -> str:
         """The body of a plain GET."""
@@ -99,14 +109,18 @@ class HttpTransport:
     def _exchange(
         self, verb: str, path: str, body: dict[str, Any] | None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=timeout_s or self._timeout_s)
+        timeout = timeout_s or self._timeout_s
+        connection = (
+            http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+            if self._tls is None
+            else http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+        )
         try:
             connection.request(
                 verb,
                 self._prefix + path,
                 None if body is None else json.dumps(body),
-                {"Content-Type": "application/json"},
+                {"Content-Type": "application/json", **dict(self._access.headers)},
             )
             answer = connection.getresponse()
             return answer.status, answer.read()
@@ -132,6 +146,12 @@ def unreachable(address: str, error: OSError) -> ServerError:
             f"no server listens at {address}",
             found="connection refused",
             fix="start one with `tritongen serve`, or give its address with --url",
+        )
+    if isinstance(error, ssl.SSLError):
+        return ServerError(
+            f"{address} and we do not agree on TLS",
+            found=str(error),
+            fix="check --tls-ca and --tls-cert, or trust any certificate with --tls-insecure",
         )
     if isinstance(error, socket.gaierror):
         return ServerError(f"the host of {address} is unknown", found=str(error), fix="check --url")

@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from tritongen.errors import ServerError
-from tritongen.serving.transport import Refusal
+from tritongen.serving.access import Access
+from tritongen.serving.transport import Refusal, unreachable
 
 
 class GrpcTransport:
     """A channel that is opened with the first call."""
 
-    def __init__(self, host: str, port: int, secure: bool, timeout_s: float) -> None:
+    def __init__(self, host: str, port: int, access: Access, timeout_s: float) -> None:
         from tritonclient import grpc
 
-        self._address = f"{'grpcs' if secure else 'grpc'}://{host}:{port}"
+        self._address = f"{'grpcs' if access.secure else 'grpc'}://{host}:{port}"
+        self._headers = dict(access.headers)
         self._timeout_s = timeout_s
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._client = grpc.InferenceServerClient(target, ssl=secure)
+        try:
+            credentials = _credentials(access, host, port)
+        except OSError as error:
+            raise unreachable(self._address, error) from None
+        self._client = grpc.InferenceServerClient(target, creds=credentials)
 
     def server_live(self) -> bool:
         return bool(self._call("is_server_live"))
@@ -50,6 +56,12 @@ class GrpcTransport:
     def unload(self, name: str, timeout_s: float) -> None:
         self._call("unload_model", name, client_timeout=timeout_s)
 
+    def share_memory(self, name: str, key: str, size: int) -> None:
+        self._call("register_system_shared_memory", name, key, size)
+
+    def unshare_memory(self, name: str) -> None:
+        self._call("unregister_system_shared_memory", name)
+
     def close(self) -> None:
         self._client.close()
 
@@ -57,7 +69,9 @@ class GrpcTransport:
         from tritonclient.utils import InferenceServerException
 
         try:
-            return getattr(self._client, method)(*arguments, **{"client_timeout": self._timeout_s, **options})
+            return getattr(self._client, method)(
+                *arguments, **{"client_timeout": self._timeout_s, "headers": self._headers, **options}
+            )
         except InferenceServerException as error:
             raise self._explain(error) from None
 
@@ -83,6 +97,16 @@ class GrpcTransport:
             found=message[:200],
             fix="if this is the server's HTTP port, use http:// instead of grpc://",
         )
+
+
+def _credentials(access: Access, host: str, port: int) -> Any:
+    """grpcio's channel credentials, None without TLS."""
+    if not access.secure:
+        return None
+    import grpc
+
+    roots, key, certificates = access.pem(host, port)
+    return grpc.ssl_channel_credentials(roots, key if certificates else None, certificates)
 
 
 def to_json(message: Any) -> dict[str, Any]:

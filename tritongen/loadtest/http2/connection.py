@@ -30,6 +30,7 @@ class Connection(asyncio.Protocol):
         self.ready = False
         """Whether new calls may begin; False again once the server or we have ended it."""
         self.peer = frames.Peer()
+        self.kept_bytes = pool.kept_bytes
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None

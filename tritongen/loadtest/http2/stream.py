@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 _PREFIX_BYTES = 5
 """In front of every gRPC message: whether it is compressed, and its length."""
-_KEPT_BYTES = 1024
 _HTTP_OK = 200
 _INTERNAL, _UNKNOWN, _UNAVAILABLE = 13, 2, 14
 _RESET_CODES = {7: _UNAVAILABLE, CANCEL: 1, 11: 8, 12: 7}
@@ -23,12 +22,13 @@ _RESET_CODES = {7: _UNAVAILABLE, CANCEL: 1, 11: 8, 12: 7}
 class Stream:
     """One call. `left` and `prefix` say how far the current message of the answer has come."""
 
-    __slots__ = ("connection", "first", "http_status", "left", "number", "prefix", "row")
+    __slots__ = ("connection", "first", "http_status", "kept", "left", "number", "prefix", "row")
 
     def __init__(self, connection: Connection, number: int, row: int) -> None:
         self.connection = connection
         self.number = number
         self.row = row
+        self.kept = connection.kept_bytes
         self.http_status = 0
         self.left = 0
         self.prefix = b""
@@ -39,12 +39,12 @@ class Stream:
         """Take in a piece of the answer's body."""
         if not self.prefix and int.from_bytes(data[1:5], "big") == len(data) - _PREFIX_BYTES:
             # The usual case: one frame, one message.
-            self.first = data[_PREFIX_BYTES : _PREFIX_BYTES + _KEPT_BYTES]
+            self.first = data[_PREFIX_BYTES : _PREFIX_BYTES + self.kept]
             return
         while data:
             if self.left:
                 taken = data[: self.left]
-                self.first += taken[: _KEPT_BYTES - len(self.first)]
+                self.first += taken[: self.kept - len(self.first)]
                 self.left -= len(taken)
                 data = data[len(taken) :]
             else:

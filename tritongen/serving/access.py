@@ -1,0 +1,69 @@
+"""How a caller proves who it is, and that the server is who it says: TLS, client certificates, headers."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tritongen.errors import InputError
+
+
+@dataclass(frozen=True)
+class Access:
+    """TLS if `secure`; headers with their values, which may be secrets and are in no repr."""
+
+    secure: bool = False
+    ca_file: str | None = None
+    """Certificates to trust; without one those of the system."""
+    certificate_file: str | None = None
+    """The client's own certificate; its key is in it or in `key_file`."""
+    key_file: str | None = None
+    insecure: bool = False
+    """Trust any certificate."""
+    headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
+
+    def context(self, *protocols: str) -> ssl.SSLContext | None:
+        """The TLS context that offers these application protocols (ALPN), None without TLS.
+
+        InputError for a certificate file that cannot be used.
+        """
+        if not self.secure:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.certificate_file:
+                context.load_cert_chain(self.certificate_file, self.key_file, password=_no_password)
+        except (OSError, ValueError) as error:
+            files = ", ".join(each for each in (self.ca_file, self.certificate_file, self.key_file) if each)
+            raise InputError(
+                "the certificates for TLS cannot be used",
+                found=f"{files}: {error}",
+                expected="PEM files; the key without a password",
+            ) from None
+        if self.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if protocols:
+            context.set_alpn_protocols(list(protocols))
+        return context
+
+    def pem(self, host: str, port: int) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """(roots, key, certificates) for grpcio; who trusts any certificate trusts what the server shows."""
+        roots = _read(self.ca_file)
+        if self.insecure:
+            roots = ssl.get_server_certificate((host, port)).encode()
+        return roots, _read(self.key_file or self.certificate_file), _read(self.certificate_file)
+
+
+PLAIN = Access()
+"""Without TLS and headers."""
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
+
+
+def _read(path: str | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()
