@@ -27,9 +27,10 @@ from tritongen.engines.tensorrt.profiles import (
     wide_profile,
 )
 from tritongen.engines.tensorrt.recipes import recipes_for
+from tritongen.engines.tensorrt.report import plan_layers
 from tritongen.engines.tensorrt.runner import feed
 from tritongen.engines.tensorrt.serving import graph_batch_sizes, optimization_text
-from tritongen.errors import BuildError, DataError
+from tritongen.errors import BuildError, DataError, RequirementError
 from tritongen.graph import inspect_model
 from tritongen.precision.fixed_shapes import fix_shapes
 from tritongen.precision.int8 import write_ranges
@@ -209,6 +210,21 @@ def test_versions_are_told_apart_by_what_they_have() -> None:
     assert (ten.weakly_typed, ten.strongly_typed, ten.implicit_int8, ten.tiling) == (True, True, True, True)
     assert (eleven.weakly_typed, eleven.strongly_typed, eleven.implicit_int8) == (False, True, False)
     assert (eight.build_routes, ten.build_routes, eleven.build_routes) == (False, False, True)
+
+
+def test_layers_of_a_plan_need_a_gpu_and_say_so(tmp_path: Path) -> None:
+    if TensorRTEngine().unavailable_reason() is None:
+        pytest.skip("there is a GPU")
+    with pytest.raises(RequirementError):
+        plan_layers(tmp_path / "model.plan")
+
+
+def test_a_refused_node_is_found_by_its_index(tmp_path: Path) -> None:
+    model = models.save(models.convolutional(), tmp_path / "m.onnx")
+    node = onnx.load(model).graph.node[1]
+    text = api.node_text(model, {"index": "1", "node": "", "operator": "", "reason": "no"})
+    assert text.split()[0] == node.op_type
+    assert api.node_text(model, {"index": "999", "reason": "no"}) == "node #999"
 
 
 def test_recipes_follow_the_features() -> None:

@@ -97,6 +97,19 @@ def test_an_unknown_operator_is_named(model: Path, tmp_path: Path) -> None:
     assert "Foo strange" in str(caught.value.found)
 
 
+def test_inspect_asks_the_parser_and_says_what_that_proves(model: Path, tmp_path: Path) -> None:
+    from tritongen.engines.tensorrt.report import check_graph
+
+    accepted = check_graph(model)
+    assert accepted.problems == ()
+    assert "may refuse" in accepted.caveat or accepted.parser.startswith("tensorrt ")
+    proto = onnx.load(model)
+    proto.graph.node[0].op_type = "Foo"
+    onnx.save(proto, tmp_path / "bad.onnx")
+    (problem,) = check_graph(tmp_path / "bad.onnx").problems
+    assert problem.startswith("Foo")
+
+
 def test_inputs_without_sizes_are_named(model: Path) -> None:
     with pytest.raises(BuildError, match="no sizes were given"):
         building.build_plan(

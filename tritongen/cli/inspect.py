@@ -21,6 +21,8 @@ Examples:
   tritongen inspect detector.onnx
   tritongen inspect detector.onnx --shape 'images=3x640x640'    # confirms the batch axis by running it
   tritongen inspect encoder.onnx --range 'input_ids=0..30521' --json
+  tritongen inspect detector.onnx --tensorrt                    # does TensorRT's parser take it?
+  tritongen inspect model.plan --layers                         # tactic, precision and time of each layer
 """
 
 _MOST_OPERATORS = 12
@@ -31,11 +33,22 @@ _MOST_OPERATORS = 12
 @options.shape
 @options.value_range
 @click.option("--no-run", is_flag=True, help="Do not run the model to confirm the batch axis.")
+@click.option("--tensorrt", "parser", is_flag=True, help="Only ask TensorRT's parser (or tensorrt_rtx's).")
+@click.option("--layers", is_flag=True, help="Of a TensorRT plan: tactic, precision and time of each layer.")
+@click.option("--profile", default=0, help="With --layers: the optimization profile to run.", metavar="N")
 @options.seed
 @options.as_json
 def command(  # noqa: PLR0917 - click passes every option by name
-    model: Path, shapes: dict[str, str], ranges: dict[str, str], no_run: bool, seed: int | None, as_json: bool
-) -> None:
+    model: Path,
+    shapes: dict[str, str],
+    ranges: dict[str, str],
+    no_run: bool,
+    parser: bool,
+    layers: bool,
+    profile: int,
+    seed: int | None,
+    as_json: bool,
+) -> int | None:
     """Show what tritongen sees in an ONNX file.
 
     Where ONNX Runtime is installed and the sizes of dynamic axes are known, the batch axis is confirmed by
@@ -44,6 +57,10 @@ def command(  # noqa: PLR0917 - click passes every option by name
     from tritongen.graph import inspect_model
     from tritongen.shapes import MissingInputError, resolve_inputs
 
+    if layers or parser:
+        from tritongen.cli import plans
+
+        return plans.layers(model, profile, as_json) if layers else plans.parser(model, as_json)
     graph = inspect_model(model)
     inputs: tuple[ResolvedInput, ...] = ()
     note = None
@@ -57,6 +74,7 @@ def command(  # noqa: PLR0917 - click passes every option by name
         click.echo(json.dumps(_as_json(graph, inputs, note), indent=2))
     else:
         _show(graph, inputs, note)
+    return None
 
 
 def _confirm(graph: Graph, inputs: tuple[ResolvedInput, ...], seed: int) -> tuple[Graph, str | None]:

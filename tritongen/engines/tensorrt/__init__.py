@@ -84,7 +84,7 @@ class TensorRTEngine:
         return (Precision.FP32, Precision.FP16, Precision.INT8)
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
-        """INT8: Q/DQ placements, and implicit ranges where the version has them. FP16: a flag or a rewrite."""
+        """INT8: Q/DQ placements, and implicit ranges where the version has them; FP16: flag or rewrite."""
         return recipes_for(precision, api.features(api.load()))
 
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tritongen.errors import BuildError, RequirementError
@@ -147,6 +148,19 @@ def parser_problems(parser: Any) -> list[dict[str, str]]:
             }
         )
     return problems
+
+
+def node_text(model: Path, problem: Mapping[str, str]) -> str:
+    """Operator and name of the node that a parser error is about; 8.6 gives only its index."""
+    found = [problem.get("operator", ""), problem.get("node", "")]
+    if not any(found) and model.is_file() and problem.get("index", "").isdigit():
+        import onnx
+
+        nodes = onnx.load(model, load_external_data=False).graph.node
+        index = int(problem["index"])
+        if index < len(nodes):
+            found = [nodes[index].op_type, nodes[index].name]
+    return " ".join(filter(None, found)) or f"node #{problem.get('index', '?')}"
 
 
 def target_without_gpu(trt: Any, config: Any, capability: str) -> None:

@@ -98,7 +98,7 @@ def build_plan(
     logger = make_logger(trt, log, events)
     for plugin in settings.plugins:
         load_plugin(trt, logger, plugin)
-    builder = _builder(trt, logger, log)
+    builder = start_builder(trt, logger, log)
     network = api.create_network(trt, builder, strongly_typed=settings.strongly_typed)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
@@ -169,26 +169,13 @@ def load_plugin(trt: Any, logger: Any, plugin: Path) -> None:
 
 def refusal(model: Path, problems: Sequence[Mapping[str, str]], version: str) -> ModelError:
     """The error for a graph that TensorRT's parser refuses: which nodes, why, and the choices."""
-    words = [f"{_node(model, problem)}: {problem['reason']}" for problem in problems]
+    words = [f"{api.node_text(model, problem)}: {problem['reason']}" for problem in problems]
     return ModelError(
         f"TensorRT {version} refuses {model.name}",
         found="\n            ".join(words) or "no reason given",
         expected="operators that this TensorRT has",
         fix="give the missing operators as a plugin (--plugin lib.so), or use --engine onnxruntime",
     )
-
-
-def _node(model: Path, problem: Mapping[str, str]) -> str:
-    """Operator and name of the node that a parser error is about; 8.6 gives only its index."""
-    found = [problem.get("operator", ""), problem.get("node", "")]
-    if not any(found) and model.is_file() and problem.get("index", "").isdigit():
-        import onnx
-
-        nodes = onnx.load(model, load_external_data=False).graph.node
-        index = int(problem["index"])
-        if index < len(nodes):
-            found = [nodes[index].op_type, nodes[index].name]
-    return " ".join(filter(None, found)) or f"node #{problem.get('index', '?')}"
 
 
 def set_ranges(network: Any, ranges: Mapping[str, tuple[float, float]]) -> int:
@@ -240,7 +227,8 @@ def _default_workspace(settings: Settings) -> int | None:
     return int(cuda.memory_info()[0] * _WORKSPACE_SHARE)
 
 
-def _builder(trt: Any, logger: Any, log: Log) -> Any:
+def start_builder(trt: Any, logger: Any, log: Log) -> Any:
+    """TensorRT's builder; BuildError where it finds no GPU that it can use."""
     try:
         return trt.Builder(logger)
     except TypeError as error:  # what pybind11 makes of a null pointer

@@ -12,7 +12,7 @@ import numpy as np
 
 from tritongen.engines.tensorrt import api, cuda
 from tritongen.engines.tensorrt.plan import Binding, Plan, load_plan
-from tritongen.engines.tensorrt.profiles import Shape, profile_for
+from tritongen.engines.tensorrt.profiles import Profile, Shape, profile_for
 from tritongen.errors import BuildError, DataError
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ class TensorRTRunner:
     @property
     def bindings(self) -> tuple[Binding, ...]:
         return self._opened.bindings
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        return self._opened.profiles
 
     @property
     def engine(self) -> Any:

@@ -1,0 +1,49 @@
+"""`tritongen inspect` on TensorRT: a plan's layers, and what a parser says of an ONNX file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+def layers(plan: Path, profile: int, as_json: bool) -> int:
+    """Print tactic, precision and time of each layer."""
+    from tritongen.engines.tensorrt.report import plan_layers
+
+    report = plan_layers(plan, profile)
+    if as_json:
+        click.echo(json.dumps({"schema": "tritongen/layers/1", **asdict(report)}, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in report.shapes.items())
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"profile {profile}: {shapes}")
+    for column in ("ms", "precision", "layer", "tactic"):
+        table.add_column(column, overflow="fold", justify="right" if column == "ms" else "left")
+    for layer in report.layers:
+        time = "" if layer.time_ms is None else f"{layer.time_ms:.4f}"
+        kind = "reformat" if layer.reformat else layer.precision
+        table.add_row(time, kind, Text(layer.name), Text(layer.tactic))
+    Console(highlight=False).print(table)
+    return 0
+
+
+def parser(model: Path, as_json: bool) -> int:
+    """Print what TensorRT's parser says of an ONNX file; 2 if it refuses nodes."""
+    from tritongen.engines.tensorrt.report import check_graph
+    from tritongen.graph import inspect_model
+
+    report = check_graph(inspect_model(model).path)
+    if as_json:
+        click.echo(json.dumps({"schema": "tritongen/parser/1", **asdict(report)}, indent=2))
+    elif report.problems:
+        click.echo(f"{report.parser} refuses {model}:\n  " + "\n  ".join(report.problems))
+        click.echo("use --engine onnxruntime, or export the model without these operators")
+    else:
+        click.echo(f"{report.parser} takes {model}" + (f"; {report.caveat}" if report.caveat else ""))
+    return 2 if report.problems else 0

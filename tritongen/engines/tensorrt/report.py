@@ -1,0 +1,85 @@
+"""What `tritongen inspect` tells: a plan layer by layer, and whether TensorRT's parser takes a graph."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritongen.engines.tensorrt import api, cuda
+from tritongen.engines.tensorrt.building import Log, make_logger, start_builder
+from tritongen.engines.tensorrt.inspection import Layer, profile_layers
+from tritongen.engines.tensorrt.runner import TensorRTRunner
+from tritongen.errors import BuildError, RequirementError
+
+RTX_CAVEAT = "tensorrt_rtx's parser accepts graphs that the parsers of 8.6, 10 and 11 may refuse"
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan's layers with their times at one profile's usual shapes."""
+
+    profile: int
+    shapes: dict[str, tuple[int, ...]]
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class ParserReport:
+    """Whether a parser takes a graph."""
+
+    parser: str
+    """Module and version that were asked."""
+    problems: tuple[str, ...]
+    """Refused nodes with the parser's words; empty: accepted."""
+    caveat: str = ""
+
+
+def plan_layers(path: Path, profile: int = 0) -> PlanReport:
+    """Run a plan on zeros at the usual shapes of `profile`; RequirementError without TensorRT or a GPU."""
+    trt = api.load()
+    reason = cuda.unavailable_reason()
+    if reason is not None:
+        raise RequirementError("a plan's layers are read by running it on its GPU", found=reason)
+    with TensorRTRunner(path, cuda_graph=False, transfers=False) as runner:
+        profiles = runner.profiles
+        if not 0 <= profile < len(profiles):
+            raise BuildError(f"{path.name} has no profile {profile}", expected=f"0 … {len(profiles) - 1}")
+        shapes = {name: extent.opt for name, extent in profiles[profile].items()}
+        dtypes = {binding.name: binding.dtype for binding in runner.bindings}
+        runner.prepare({name: np.zeros(shape, dtypes[name]) for name, shape in shapes.items()})
+        return PlanReport(profile, shapes, profile_layers(trt, runner))
+
+
+def check_graph(model: Path) -> ParserReport:
+    """Ask the parser of TensorRT (needs a GPU), else of tensorrt_rtx; RequirementError without either."""
+    trt, name = _parser_module()
+    log = Log()
+    logger = make_logger(trt, log)
+    builder = start_builder(trt, logger, log)
+    network = api.create_network(trt, builder, strongly_typed=not api.features(trt).weakly_typed)
+    parser = trt.OnnxParser(network, logger)
+    problems: tuple[str, ...] = ()
+    if not parser.parse_from_file(str(model)):
+        problems = tuple(
+            f"{api.node_text(model, one)}: {one['reason']}" for one in api.parser_problems(parser)
+        )
+    return ParserReport(
+        f"{name} {trt.__version__}", problems, RTX_CAVEAT if name == "tensorrt_rtx" and not problems else ""
+    )
+
+
+def _parser_module() -> tuple[Any, str]:
+    """TensorRT, which needs a GPU to start, or tensorrt_rtx, which does not; and its name."""
+    for name, usable in (("tensorrt", cuda.unavailable_reason() is None), ("tensorrt_rtx", True)):
+        with suppress(RequirementError):
+            if usable:
+                return api.load(name), name
+    raise RequirementError(
+        "no TensorRT parser works here",
+        found="neither TensorRT with a GPU nor tensorrt_rtx",
+        fix="pip install tensorrt-rtx-cu13 brings a parser that needs no GPU",
+    )
