@@ -235,7 +235,7 @@ def test_the_first_answer_is_checked_before_the_run(
 def test_what_cannot_be_run_is_refused_before_anything_is_sent() -> None:
     with NullServer() as server:
         for settings, text in (
-            ({"rate": 10, "concurrency": 2}, "--rate 10 and --concurrency 2"),
+            ({"rate": 10, "concurrency": 2}, "--rate 10, --concurrency 2"),
             ({"rate": -1}, "--rate must be positive"),
             ({"rate": 10, "warmup_s": 5}, "nothing to measure"),
             ({"concurrency": 2000}, "--max-in-flight"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tritongen.cli import options
+from tritongen.cli import load_options, options
 
 if TYPE_CHECKING:
     from tritongen.loadtest.settings import Settings
@@ -58,6 +58,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
       tritongen loadtest digits --rate 500 --slo 'p99<=20ms' --slo 'error_rate<=0.1%' --max-duration 10m
       tritongen loadtest digits --p99-ms 20 --find-max
       tritongen loadtest digits --concurrency 8 --url grpc://127.0.0.1:8001
+      tritongen loadtest digits --rate 100@50s,1000@10s --slo 'p99<=50ms' --duration 5m
       tritongen loadtest bert --rate 50 --shape 'input_ids=128' --range 'input_ids=0..30521'
 
     \b
@@ -72,9 +73,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
 )
 @click.option("--protocol", type=click.Choice(["http", "grpc"]), help="[default: as --url says, else http]")
 @click.option("--model-version", "version", default="", metavar="N", help="[default: the server's choice]")
-@click.option(
-    "--rate", type=float, metavar="R", help="Requests/s, open loop: they leave on time, answers or not."
-)
+@load_options.rate
 @click.option(
     "--concurrency",
     type=int,
@@ -88,9 +87,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
 @_time("--warmup", "Left out at the start.  [default: a tenth of the duration, at most 5s]")
 @options.slo
 @options.p99_ms
-@click.option(
-    "--batch-size", type=int, default=1, show_default=True, metavar="N", help="Items in each request."
-)
+@load_options.batch_size
 @click.option(
     "--data", metavar="DATA", help="Inputs to send: .npz, .npy, a folder of them, or module:function."
 )
@@ -106,6 +103,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
     metavar="N",
     help="Requests beyond it fail unsent.",
 )
+@load_options.transport_flags
 @click.option("--workers", type=int, metavar="N", help="Sending processes.  [default: by rate and cores]")
 @click.option("--metrics-url", metavar="URL", help="Triton's metrics.  [default: as `serve` says]")
 @click.option("--find-max", is_flag=True, help="Search the highest rate that keeps the objectives.")
@@ -268,9 +266,14 @@ def _settings(
 
     And the repository that our own server serves, where it is the one under test.
     """
+    from tritongen.errors import InputError
     from tritongen.loadtest.settings import Settings
     from tritongen.slo import parse_slo
 
+    offered = load_options.load_settings(**same)
+    lengths = load_options.varying_duration(offered, duration or max_duration)
+    if lengths is not None and find_max:
+        raise InputError("a search tries steady rates", found="a rate that changes", fix="give one --rate")
     server = _running_server(url, repository)
     manifest = _manifest(model, Path(server.repository) if server else repository)
     promised = (*slo, *([f"p99<={p99_ms:.15g}ms"] if p99_ms is not None else []))
@@ -283,11 +286,14 @@ def _settings(
         slos=tuple(parse_slo(text) for text in promised),
         shapes={**_known_shapes(manifest), **shapes},
         ranges={**_known_ranges(manifest), **ranges},
-        **_durations(duration, min_duration, max_duration, objectives=bool(promised), find_max=find_max),
+        **(
+            lengths
+            or _durations(duration, min_duration, max_duration, objectives=bool(promised), find_max=find_max)
+        ),
         metrics_url=metrics_url or (server.metrics_url if server else None),
         warmup_s=warmup,
         timeout_s=timeout,
-        **same,
+        **offered,
     )
     return settings, Path(server.repository) if server else None
 

@@ -1,0 +1,170 @@
+"""The flags of `loadtest` that say what is sent, when, and how it travels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tritongen.cli.options import Decorator, Function
+
+_FILE = click.Path(dir_okay=False)
+
+rate = click.option(
+    "--rate",
+    metavar="R",
+    help="Requests/s, open loop: they leave on time, answers or not. It may change: R@TIME, R1..R2@TIME, "
+    "more after commas, as in 100@30s,100..2000@60s; what is shorter than the run is repeated.",
+)
+batch_size = click.option(
+    "--batch-size",
+    "batch_size_text",
+    default="1",
+    show_default=True,
+    metavar="N",
+    help="Items in each request; several as 1,4,8, or with weights as 1=3,8=1.",
+)
+_TRANSPORT: tuple[Decorator[Any], ...] = (
+    click.option("--trace", type=_FILE, metavar="FILE", help="Replay arrivals (CSV, JSON lines)."),
+    click.option("--mix", multiple=True, metavar="MODEL=W", help="Several models, by weight; repeatable."),
+    click.option(
+        "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent along; repeatable."
+    ),
+    click.option("--token-env", metavar="VARIABLE", help="Where the bearer token is."),
+    click.option("--token-file", type=_FILE, metavar="FILE", help="Where the bearer token is."),
+    click.option(
+        "--tls-ca", type=_FILE, metavar="FILE", help="Certificates to trust.  [default: the system's]"
+    ),
+    click.option("--tls-cert", type=_FILE, metavar="FILE", help="The client's certificate."),
+    click.option("--tls-key", type=_FILE, metavar="FILE", help="Its key, if it is in another file."),
+    click.option("--tls-insecure", is_flag=True, help="Trust any certificate."),
+    click.option("--compression", type=click.Choice(["gzip", "deflate"]), help="Compress the requests."),
+    click.option("--streaming", is_flag=True, help="gRPC streams, for decoupled models."),
+    click.option(
+        "--shared-memory", type=click.Choice(["system"]), help="Inputs in shared memory; the server is local."
+    ),
+    click.option(
+        "--grpc-client", type=click.Choice(["h2", "grpcio"]), default="h2", help="grpcio: the reference."
+    ),
+)
+
+
+def transport_flags(command: Function) -> Function:
+    """The flags that most load tests do without."""
+    return reduce(lambda decorated, option: option(decorated), reversed(_TRANSPORT), command)
+
+
+def load_settings(
+    *,
+    rate: str | None,
+    batch_size_text: str,
+    trace: str | None,
+    mix: tuple[str, ...],
+    headers: tuple[str, ...],
+    token_env: str | None,
+    token_file: str | None,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_insecure: bool,
+    shared_memory: str | None,
+    **same: Any,
+) -> dict[str, Any]:
+    """What these flags mean for Settings; InputError for what they cannot mean."""
+    from tritongen.loadtest.trace import read_trace
+    from tritongen.serving.access import Access
+
+    access = Access(
+        ca_file=tls_ca,
+        certificate_file=tls_cert,
+        key_file=tls_key,
+        insecure=tls_insecure,
+        headers=(*map(_header, headers), *_token(token_env, token_file)),
+    )
+    return {
+        **_rate(rate),
+        **_batch_sizes(batch_size_text),
+        "trace": None if trace is None else read_trace(Path(trace)),
+        "mix": _weights("--mix", mix),
+        "access": access,
+        "shared_memory": shared_memory is not None,
+        **same,
+    }
+
+
+def varying_duration(settings: Mapping[str, Any], given_s: float | None) -> dict[str, Any] | None:
+    """The length of a run whose rate changes or comes from a trace, which no look may shorten; else None."""
+    from tritongen.loadtest.settings import DEFAULT_DURATION_S
+
+    trace = settings["trace"]
+    if trace is None and settings.get("rate_shape") is None:
+        return None
+    usual = DEFAULT_DURATION_S if trace is None else trace[-1].offset_s * (1 + 1 / len(trace)) + 0.001
+    return {"duration_s": given_s or usual, "min_duration_s": None}
+
+
+def _rate(text: str | None) -> dict[str, Any]:
+    from tritongen.loadtest.shape import parse_rate
+
+    if text is None:
+        return {"rate": None}
+    try:
+        return {"rate": float(text)}
+    except ValueError:
+        shape = parse_rate(text)
+    return {"rate": shape.steady} if shape.steady is not None else {"rate_shape": shape}
+
+
+def _batch_sizes(text: str) -> dict[str, Any]:
+    from tritongen.errors import InputError
+
+    try:
+        parts = [part.partition("=") for part in text.split(",")]
+        weights = {int(size): float(weight or 1) for size, _, weight in parts}
+    except ValueError:
+        raise InputError("that is no --batch-size", found=text, expected="8, or 1,4,8, or 1=3,8=1") from None
+    sizes = list(weights)
+    return {"batch_size": sizes[0]} if len(sizes) == 1 else {"batch_size": sizes[0], "batch_sizes": weights}
+
+
+def _weights(flag: str, texts: tuple[str, ...]) -> dict[str, float]:
+    from tritongen.errors import InputError
+
+    found = {}
+    for text in texts:
+        name, _, weight = text.rpartition("=")
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            raise InputError(
+                f"that is no {flag}", found=text, expected="MODEL=WEIGHT, as in bert=3"
+            ) from None
+    return found
+
+
+def _header(text: str) -> tuple[str, str]:
+    from tritongen.errors import InputError
+
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise InputError("that is no --header", found=name.split("=")[0][:20], expected="NAME: VALUE")
+    return name.strip(), value.strip()
+
+
+def _token(variable: str | None, file: str | None) -> list[tuple[str, str]]:
+    """The Authorization header; tokens come by ways that the process list does not show."""
+    from tritongen.errors import InputError
+
+    if variable is None and file is None:
+        return []
+    try:
+        token = os.environ[variable] if variable is not None else Path(file or "").read_text(encoding="utf-8")
+    except (KeyError, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "there is no token there", found=f"{variable or file}: {type(error).__name__}"
+        ) from None
+    return [("authorization", f"Bearer {token.strip()}")]
