@@ -35,6 +35,7 @@ from tritongen.graph import inspect_model
 from tritongen.precision.fixed_shapes import fix_shapes
 from tritongen.precision.int8 import write_ranges
 from tritongen.precision.recipe import Int8Recipe
+from tritongen.repository.plan_match import check_plan_here, compare
 from tritongen.runs.records import Artifact, Candidate
 from tritongen.shapes import ResolvedInput
 from tritongen.spec import Precision
@@ -210,6 +211,19 @@ def test_versions_are_told_apart_by_what_they_have() -> None:
     assert (ten.weakly_typed, ten.strongly_typed, ten.implicit_int8, ten.tiling) == (True, True, True, True)
     assert (eleven.weakly_typed, eleven.strongly_typed, eleven.implicit_int8) == (False, True, False)
     assert (eight.build_routes, ten.build_routes, eleven.build_routes) == (False, False, True)
+
+
+def test_verify_names_what_differs_from_where_a_plan_was_built() -> None:
+    built = {"tensorrt": "8.6.0", "compute_capability": "9.0", "gpu": "H100", "cuda_driver": "13.0"}
+    assert list(compare("m", built, built)) == []
+    found = list(compare("m", built, {**built, "compute_capability": "8.9", "gpu": "L4"}))
+    assert [(f.severity, f.message) for f in found] == [
+        ("error", "the plan was built with compute capability 9.0, and this machine has 8.9"),
+        ("warning", "the plan was built with GPU H100, and this machine has L4"),
+    ]
+    if TensorRTEngine().unavailable_reason() is not None:
+        (finding,) = check_plan_here("m", built)
+        assert "cannot serve a plan" in finding.message
 
 
 def test_layers_of_a_plan_need_a_gpu_and_say_so(tmp_path: Path) -> None:

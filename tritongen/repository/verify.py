@@ -14,8 +14,10 @@ from tritongen.repository.contents import entry_of, listing
 from tritongen.repository.existing import CONFIG
 from tritongen.repository.findings import Finding
 from tritongen.repository.model_match import check_model_file
+from tritongen.repository.plan_match import check_plan_here
 from tritongen.repository.rules import backend_of, check_rules, server_options
 from tritongen.repository.swap import staging_folder
+from tritongen.repository.targets import EMBEDDED
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
@@ -232,7 +234,9 @@ def _readable(folder: Path) -> Iterator[Finding]:
 
 def _place(manifest: Manifest, place: Place) -> Iterator[Finding]:
     name, target = manifest.name, place.target
-    if manifest.backend == "tensorrt":
+    if manifest.backend == "tensorrt" and target.name == EMBEDDED:
+        yield from check_plan_here(name, manifest.versions)
+    elif manifest.backend == "tensorrt":
         yield from _plan(manifest, target)
     if place.machine is not None:
         missing = sorted(set(manifest.machine.cpu_features) - set(place.machine.cpu_features))
