@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,17 @@ def tensors_to_calibrate(model: Path, recipe: Int8Recipe) -> list[str]:
         return list(place(load(ready), recipe, ready.name).activations)
 
 
-def quantize(model: Path, ranges: Mapping[str, Range], recipe: Int8Recipe, out: Path) -> QuantizationSummary:
+def quantize(
+    model: Path,
+    ranges: Mapping[str, Range],
+    recipe: Int8Recipe,
+    out: Path,
+    *,
+    only: Collection[str] | None = None,
+) -> QuantizationSummary:
     """Write `model` with Q/DQ nodes by `recipe` to `out`; nodes that lack a range stay in floating point.
+
+    `only` names the nodes (of the prepared model) that may be quantized: mixed precision.
 
     BuildError if there is nothing to quantize or the result does not open; ModelError for weights that are
     not finite.
@@ -69,7 +78,7 @@ def quantize(model: Path, ranges: Mapping[str, Range], recipe: Int8Recipe, out: 
     out.parent.mkdir(parents=True, exist_ok=True)
     with prepared(model, recipe, beside=out) as ready:
         proto = load(ready)
-        placement = place(proto, recipe, model.name, ranges)
+        placement = place(proto, recipe, model.name, ranges, only=only)
         state_kernel_shapes(proto)
         quantized = _emit(proto, placement, ranges, recipe)
     for key in ("onnx.infer", "tritongen.prepared"):
@@ -110,8 +119,18 @@ def write_ranges(model: Path, ranges: Mapping[str, Range], recipe: Int8Recipe, o
     return path
 
 
-def place(proto: Any, recipe: Int8Recipe, name: str, ranges: Mapping[str, Range] | None = None) -> Placement:
-    """Choose nodes and activations by the recipe; with `ranges`, only nodes whose activations have one."""
+def place(
+    proto: Any,
+    recipe: Int8Recipe,
+    name: str,
+    ranges: Mapping[str, Range] | None = None,
+    *,
+    only: Collection[str] | None = None,
+) -> Placement:
+    """Choose nodes and activations by the recipe; with `ranges`, only nodes whose activations have one.
+
+    With `only`, no others than those nodes.
+    """
     if recipe.implicit:
         return _place_everywhere(proto)
     graph = proto.graph
@@ -132,6 +151,8 @@ def place(proto: Any, recipe: Int8Recipe, name: str, ranges: Mapping[str, Range]
         reason = _reason_to_skip(node, recipe, weights, floats)
         if reason is None and ranges is not None and any(tensor not in ranges for tensor in wanted):
             reason = "no value was ever seen"
+        if reason is None and only is not None and node.name not in only:
+            reason = "held in floating point for accuracy"
         if reason is not None:
             left[f"{node.op_type}: {reason}"] += 1
             continue
