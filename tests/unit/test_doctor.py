@@ -81,6 +81,7 @@ def test_another_python_has_no_embedded_server(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_old_c_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.confstr", lambda _name: "glibc 2.34")
+    monkeypatch.setattr(sys, "version_info", (3, 12, 0, "final", 0))
     with pytest.raises(RequirementError, match="newer C library") as caught:
         installation.check_platform()
     assert caught.value.found == "glibc 2.34"
