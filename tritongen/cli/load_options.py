@@ -151,7 +151,7 @@ def _header(text: str) -> tuple[str, str]:
 
     name, colon, value = text.partition(":")
     if not colon:
-        raise InputError("that is no --header", found=name.split("=")[0][:20], expected="NAME: VALUE")
+        raise InputError("that is no --header", expected="NAME: VALUE")
     return name.strip(), value.strip()
 
 

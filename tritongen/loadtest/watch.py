@@ -54,7 +54,9 @@ class Watch:
             self._finish_early()
         finally:
             self._monitor.stop()
-        after = self._monitor.now() if stopped else self._monitor.statistics(end_ns)
+        # The last answer of a schedule often comes before its end: then the counts are already final.
+        after = None if stopped else self._monitor.statistics(end_ns)
+        after = after or self._monitor.now()
         return Measurement(
             samples=self._fleet.samples(),
             messages=self._fleet.messages(),
