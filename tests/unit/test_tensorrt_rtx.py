@@ -54,6 +54,16 @@ def test_a_strongly_typed_plan_is_built_with_profiles_and_a_timing_cache(model: 
     assert len(first) > 1000
 
 
+@pytest.mark.parametrize("content", [b"", b"no timing cache", b"\0" * 4096], ids=["empty", "text", "zeros"])
+def test_a_damaged_timing_cache_is_replaced(model: Path, tmp_path: Path, content: bytes) -> None:
+    cache = tmp_path / "timing"
+    cache.write_bytes(content)
+    settings = building.Settings(strongly_typed=True, compute_capability="8.9", profiles=[profile(model)])
+    assert building.build_plan(trt, model, settings, timing_cache=cache)
+    assert len(cache.read_bytes()) > 0
+    assert cache.read_bytes() != content
+
+
 def test_precision_flags_are_not_asked_of_it(model: Path) -> None:
     settings = building.Settings(
         precision=Precision.INT8, strongly_typed=True, compute_capability="8.9", profiles=[profile(model)]

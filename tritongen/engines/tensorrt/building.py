@@ -270,7 +270,8 @@ def _attach_cache(config: Any, path: Path | None) -> Any:
         return None
     stored = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(stored)
-    if not config.set_timing_cache(cache, False):  # noqa: FBT003  (pybind11 takes it by position)
+    # pybind11 takes the flags by position. A file that is damaged or of another version starts anew.
+    if cache is None or not config.set_timing_cache(cache, False):  # noqa: FBT003
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)  # noqa: FBT003
     return cache
@@ -279,8 +280,9 @@ def _attach_cache(config: Any, path: Path | None) -> Any:
 def _store_cache(config: Any, path: Path) -> None:
     """Write the timing cache back, together with what another build may have stored meanwhile."""
     cache = config.get_timing_cache()
-    if path.exists():
-        cache.combine(config.create_timing_cache(path.read_bytes()), True)  # noqa: FBT003
+    stored = config.create_timing_cache(path.read_bytes()) if path.exists() else None
+    if stored is not None:
+        cache.combine(stored, True)  # noqa: FBT003
     with replacing(path) as temporary:
         temporary.write_bytes(bytes(cache.serialize()))
 
