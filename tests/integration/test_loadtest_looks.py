@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def load(url: str, slo: str, **settings: Any) -> LoadReport:
 
 def test_a_clear_pass_ends_the_run_early() -> None:
     with NullServer() as server:
-        report = load(server.http_url, "p99<=500ms")
+        report = load(server.http_url, "p99<=900ms")
     assert report.outcome is LoadOutcome.PASS
     assert report.window_s < 40
     assert report.requests >= 2499
@@ -49,10 +51,10 @@ def test_a_clear_pass_ends_the_run_early() -> None:
     assert report.requests == report.answered
 
 
-@pytest.mark.parametrize("mode", [{"rate": 200}, {"concurrency": 3, "rate": None, "timeout_s": 0.5}])
+@pytest.mark.parametrize("mode", [{}, {"concurrency": 100, "rate": None, "timeout_s": 0.5}])
 def test_a_clear_miss_ends_the_run_early(mode: dict[str, Any]) -> None:
-    with NullServer(lambda _number, _elapsed: Act(delay_s=0.01)) as server:
-        report = load(server.http_url, "p99<=2ms", min_duration_s=2.5, **mode)
+    with NullServer(lambda _number, _elapsed: Act(delay_s=0.2)) as server:
+        report = load(server.http_url, "p99<=100ms", min_duration_s=3.0, **mode)
     assert report.outcome is LoadOutcome.FAIL
     assert report.window_s < 40
 
@@ -82,13 +84,17 @@ def test_what_stays_undecided_is_followed_to_the_end_and_no_further() -> None:
 
 
 def test_freezes_show_in_the_open_loop_only_and_nothing_takes_them_away() -> None:
-    settings: dict[str, Any] = {"duration_s": 13.0, "min_duration_s": None, "warmup_s": 1.0, "timeout_s": 5.0}
-    with NullServer(freezing(4.0, 0.5)) as server:
-        opened = load(server.http_url, "p99<=100ms", rate=300, **settings)
-        closed = load(server.http_url, "p99<=100ms", rate=None, concurrency=1, **settings)
+    settings: dict[str, Any] = {"duration_s": 9.0, "min_duration_s": None, "warmup_s": 1.0, "timeout_s": 5.0}
+    with NullServer(freezing(4.0, 0.5)) as server, ThreadPoolExecutor() as pool:
+        tests = [
+            pool.submit(load, server.http_url, "p99<=100ms", **mode, **settings)
+            for mode in ({"rate": 300}, {"rate": None, "concurrency": 1})
+        ]
+        opened, closed = (test.result() for test in tests)
     assert (opened.response_ms.percentiles["p99"] or 0) > 300
     assert opened.outcome is not LoadOutcome.PASS
     assert (closed.response_ms.percentiles["p99"] or 0) < 100
+    assert (closed.response_ms.maximum or 0) > 300
     # Nothing but the announced warm-up is left out, and the freezes are no drift.
     assert opened.warm_up.seconds == 1.0
     assert sum(point.rate for point in opened.series) == pytest.approx(
@@ -97,27 +103,28 @@ def test_freezes_show_in_the_open_loop_only_and_nothing_takes_them_away() -> Non
     assert not any("drift" in reason for reason in opened.reasons)
 
 
-def test_the_highest_rate_of_a_server_that_takes_one_millisecond() -> None:
-    free_at = 0.0
+def test_the_highest_rate_of_a_server_that_drowns_beyond_700_a_second() -> None:
+    taken: deque[float] = deque()
 
-    def one_at_a_time(_number: int, elapsed_s: float) -> Act:
-        nonlocal free_at
-        free_at = max(free_at, elapsed_s) + 0.002
-        return Act(delay_s=free_at - elapsed_s)
+    def at_most(_number: int, elapsed_s: float) -> Act:
+        while taken and taken[0] < elapsed_s - 1:
+            taken.popleft()
+        taken.append(elapsed_s)
+        return Act(delay_s=0.0 if len(taken) < 700 else 1.5)
 
-    with NullServer(one_at_a_time) as server:
+    with NullServer(at_most) as server:
         settings = Settings(
             MODEL,
             server.http_url,
-            rate=350,
-            slos=(parse_slo("p99<=300ms"),),
-            duration_s=9.0,
+            rate=500,
+            slos=(parse_slo("p99<=1s"),),
+            duration_s=6.0,
             warmup_s=0.5,
             timeout_s=2.0,
         )
         report = find_max(settings, tolerance=1.0)
     assert report.outcome is LoadOutcome.PASS, report
-    assert (report.passed, report.failed) == (350, 700)
+    assert (report.passed, report.failed) == (500, 1000)
     assert report.confirmed
     assert [probe.confirms for probe in report.probes] == [False, False, True]
 
@@ -141,6 +148,7 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path: Path, capsys: pytest.
     assert "tritongen_loadtest_outcome" in files["prom"].read_text()
     peak = PeakReport.model_validate_json((tmp_path / "p.json").read_text())
     assert peak.passed is None
+    assert "too few for a verdict" in peak.reason
     assert json.loads((tmp_path / "p.json").read_text())["schema"] == "tritongen/peak/1"
     assert (tmp_path / "p.svg").read_text().startswith("<svg")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tritongen.loadtest import statistics
 from tritongen.loadtest.distributions import beta_cdf, beta_quantile, normal_quantile, student_t_quantile
 from tritongen.loadtest.looks import look_sizes
-from tritongen.loadtest.statistics import BATCHES, Decision, judge_share
+from tritongen.loadtest.statistics import BATCHES, Decision, far_below, judge_share
 
 Values = NDArray[np.float64]
 
@@ -207,6 +207,17 @@ def test_swings_do_not_hide_a_miss_that_never_stops() -> None:
     random = np.random.default_rng(19)
     runs = [judge_share(sojourn_times(random, 1000, 0.98), true_p99(0.98), 0.01) for _ in range(300)]
     assert sum(judged.decision is Decision.FAIL for judged in runs) <= 6
+
+
+def test_swings_far_below_the_limit_do_not_matter() -> None:
+    swinging = 10 + 5 * np.sin(np.linspace(0, 6, 5000)) + np.random.default_rng(2).random(5000)
+    assert judge_share(swinging, 20.0, 0.01).decision is Decision.UNDECIDED
+    assert judge_share(swinging, 200.0, 0.01).decision is Decision.PASS
+    swinging[7] = math.inf
+    assert judge_share(swinging, 200.0, 0.01).decision is Decision.UNDECIDED
+    random = np.random.default_rng(23)
+    for _ in range(200):
+        assert not far_below(sojourn_times(random, 2500, 0.98), true_p99(0.98))
 
 
 def test_the_obvious_rule_is_as_wrong_as_that() -> None:

@@ -142,6 +142,12 @@ def test_each_finding_is_found(seen: Evidence, finding: Finding) -> None:
     assert finding in find(seen, slos, [judge_objective(slo, seen) for slo in slos])
 
 
+def test_drift_far_below_every_limit_is_no_matter() -> None:
+    rising = evidence(GOOD[GOOD < 10] + np.linspace(0, 10, int((GOOD < 10).sum())))
+    assert reach_verdict(rising, [parse_slo("p99<=25ms")]).outcome is LoadOutcome.INVALID
+    assert reach_verdict(rising, [parse_slo("p99<=250ms")]).outcome is LoadOutcome.PASS
+
+
 def test_only_what_more_requests_may_settle_goes_on() -> None:
     assert reach_verdict(evidence(GOOD), [P99]).final
     assert reach_verdict(evidence(BAD), [P99]).final

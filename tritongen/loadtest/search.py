@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tritongen.loadtest.statistics import ALPHA
+from tritongen.loadtest.statistics import ALPHA, FIRST_LOOK
 from tritongen.runs.loadtest import LoadOutcome
 from tritongen.runs.peak import PeakProbe
 
@@ -159,6 +159,11 @@ class _Search:
         self.probes.append(found)
         if found.outcome is LoadOutcome.ERROR:
             raise _Ended(f"at {rate:.4g} requests/s: {found.reason}")
+        if found.outcome is LoadOutcome.INVALID and found.requests < FIRST_LOOK:
+            raise _Ended(
+                f"{found.requests} requests at {rate:.4g}/s are too few for a verdict "
+                f"(at least {FIRST_LOOK}): give the probes a longer --max-duration"
+            )
         if found.client_limited:
             raise _Ended(f"the load generator's own limit: {found.reason}")
         return found.outcome

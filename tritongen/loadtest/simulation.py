@@ -22,6 +22,7 @@ from tritongen.loadtest.statistics import (
     batch_shares,
     correlation_of,
     decide_share,
+    far_below,
     misses_always,
 )
 
@@ -182,14 +183,16 @@ def try_rule(
         shares = batch_shares(over)
         hits, worst = over.sum(axis=1), shares.max(axis=1) * (look // BATCHES)
         steady_miss = misses_always(shares, allowed)
+        calm = far_below(values[:, :look], threshold)
+        effect, lag_1 = np.where(calm, 1.0, seen.effect), np.where(calm, 0.0, seen.lag_1)
         undecided = []
         for run in range(len(values)):
             decision = decide_share(
                 over=float(hits[run]),
                 worst=float(worst[run]),
                 requests=look,
-                effect=float(seen.effect[run]),
-                lag_1=float(seen.lag_1[run]),
+                effect=float(effect[run]),
+                lag_1=float(lag_1[run]),
                 allowed=allowed,
                 alpha=alpha / len(looks),
                 steady_miss=bool(steady_miss[run]),

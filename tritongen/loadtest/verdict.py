@@ -124,6 +124,7 @@ def find(
 ) -> dict[Finding, list[str]]:
     """Everything that stands against a PASS, each with its sentences."""
     late, overload = late_sends(evidence, slos), growing_backlog(evidence)
+    calm = _far_below_all(evidence, slos)
     found: dict[Finding, list[str]] = {
         Finding.SERVER_GONE: [f"the server stopped answering: {evidence.server_gone}"]
         if evidence.server_gone
@@ -135,15 +136,23 @@ def find(
         Finding.STOPPED: ["stopped before its time"] if evidence.stopped else [],
         Finding.UNDECIDED: [_sentence(each) for each in objectives if each.outcome == "undecided"],
         Finding.NOT_SETTLED: []
-        if evidence.warm_up.settled
+        if evidence.warm_up.settled or calm
         else [
             "latencies had not settled when the warm-up ended (MSER-5); give a longer --warmup and --duration"
         ],
         Finding.DRIFTING: ["latencies drift over the whole run, so no one figure describes it; run longer"]
-        if _drifts(evidence)
+        if not calm and _drifts(evidence)
         else [],
     }
     return {finding: texts for finding, texts in found.items() if texts}
+
+
+def _far_below_all(evidence: Evidence, slos: Sequence[Slo]) -> bool:
+    """Whether all objectives are about latency, and every request was far below every limit."""
+    values = evidence.samples.response_ms
+    return bool(slos) and all(
+        slo.unit == "ms" and bool(statistics.far_below(values, slo.limit)) for slo in slos
+    )
 
 
 def _drifts(evidence: Evidence) -> bool:
