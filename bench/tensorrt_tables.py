@@ -82,10 +82,21 @@ def ranges() -> str:
     return "\n\n".join(text)
 
 
+def mixed() -> str:
+    rows = []
+    for row in read("int8_mixed.json")["results"]:
+        points = ", ".join(f"{p['held']}: {100 * p['relative_l2']:.1f} %" for p in row["points"])
+        share = f"{100 * row['int8_share_of_weights']:.0f} %"
+        held = next(p["held"] for p in row["points"] if p["passed"])
+        rows.append((row["model"], row["blocks"], held, share, points))
+    head = ("model", "blocks", "held in FP16", "weights in INT8", "blocks held: relative L2")
+    return table(head, rows)
+
+
 _LEFT_OUT = ("model", "method", "quantized", "top_score", "text_share", "steps_with_text")
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "smoke": smoke, "resnet": resnet, "bert": bert, "builds": builds, "ranges": ranges
+    "smoke": smoke, "resnet": resnet, "bert": bert, "builds": builds, "ranges": ranges, "mixed": mixed
 }  # fmt: skip
 
 
