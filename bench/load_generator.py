@@ -159,17 +159,29 @@ class Tool:
             process.wait()
 
 
+def descendants(pid: int) -> list[int]:
+    """A process and all that it started, as far as they live."""
+    found = [pid]
+    for each in found:  # which grows meanwhile
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
 def cpu_s(pid: int) -> float:
     """CPU time of a process and its children that are alive."""
-    total, pending = 0, [pid]
-    while pending:
-        each = pending.pop()
+    total = 0
+    for each in descendants(pid):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])
-            for task in Path(f"/proc/{each}/task").iterdir():
-                pending += map(int, (task / "children").read_text().split())
     return total / os.sysconf("SC_CLK_TCK")
+
+
+def anonymous_kb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(each.split()[1] for each in lines if each.startswith("RssAnon")))
 
 
 def throughput(
@@ -233,9 +245,11 @@ def alternate(repeats: int, measure: Callable[[Tool], dict[str, float]]) -> dict
     }
 
 
-def closed_loops(target: Target, repeats: int, window_s: float) -> Iterator[dict[str, Any]]:
+def closed_loops(
+    target: Target, repeats: int, window_s: float, concurrencies: tuple[int, ...] = CONCURRENCIES
+) -> Iterator[dict[str, Any]]:
     for protocol in PROTOCOLS:
-        for concurrency in CONCURRENCIES:
+        for concurrency in concurrencies:
             row = {"target": target.name, "protocol": protocol, "concurrency": concurrency}
             row |= alternate(
                 repeats, lambda tool, p=protocol, c=concurrency: throughput(tool, target, p, c, window_s)
@@ -349,10 +363,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         with null_server(folder) as (target, view):
             results["closed"] += closed_loops(target, repeats, window_s)
             results["open"] += open_loops(target, view, repeats, window_s)
-        for title, cached in (("Triton, cached", True), ("Triton, Python model", False)):
-            with triton(folder, title, cached=cached) as target:
-                results["closed"] += closed_loops(target, repeats if cached else 1, window_s)
+        with triton(folder, "Triton, cached", cached=True) as target:
+            results["closed"] += closed_loops(target, repeats, window_s)
+        with triton(folder, "Triton, Python model", cached=False) as target:
+            results["closed"] += closed_loops(target, repeats, window_s, (1, 16))
     return results
+
+
+def memory(requests: int) -> None:
+    """Print what a worker's memory, without files, grows by from a tenth of the requests to all of them."""
+    with tempfile.TemporaryDirectory() as name, null_server(Path(name)) as (target, _view):
+        first = target.count()
+        with Tool("tritongen").running(target, "grpc", {"concurrency": 32}, 600) as process:
+            sizes = []
+            for wanted in (requests // 10, requests):
+                while target.count() < first + wanted:
+                    time.sleep(0.05)
+                sizes.append(max(map(anonymous_kb, descendants(process.pid)[1:])))
+    print(f"worker memory: {sizes[0]} KB after {requests // 10} requests, {sizes[1]} KB after {requests}")
 
 
 def main() -> None:
@@ -363,7 +391,11 @@ def main() -> None:
     parser.add_argument("--window", type=float, default=1.5, metavar="S")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only write the page from the results")
+    parser.add_argument("--memory", type=int, metavar="N", help="only: memory over so many requests")
     options = parser.parse_args()
+    if options.memory:
+        memory(options.memory)
+        return
     if not options.table:
         results = measure(options)
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from tritongen.loadtest import samples
 from tritongen.loadtest.alarm import Alarm
 from tritongen.loadtest.job import Job, read_job, read_share, samples_path
@@ -119,8 +121,9 @@ class OpenLoop(Sender):
 
     def __init__(self, job: Job, file: SampleFile, share: Schedule) -> None:
         super().__init__(job, file)
-        self._offsets: list[int] = share.offsets_ns.tolist()
-        self._requests: list[int] = share.requests.tolist()
+        # Views and not lists: a long schedule would be millions of Python integers.
+        self._offsets = np.ascontiguousarray(share.offsets_ns).data
+        self._requests = np.ascontiguousarray(share.requests).data
         self._next = 0
         self._start = 0
         self._loop = asyncio.get_running_loop()
