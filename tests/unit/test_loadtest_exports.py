@@ -10,6 +10,8 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from tests.conftest import SaveModel
+from tests.repository_models import to_write
 from tests.unit.test_loadtest_report import report
 from tritongen.cli import proofs
 from tritongen.cli.loadtest import _check_outputs, _durations
@@ -18,6 +20,8 @@ from tritongen.loadtest.sample_export import check_samples_file, write_samples
 from tritongen.loadtest.samples import DTYPE, OK, TIMEOUT, Samples
 from tritongen.report.exports import junit, prometheus
 from tritongen.report.loadtest import render
+from tritongen.repository.manifest import read_manifest
+from tritongen.repository.writer import write_model
 from tritongen.runs.loadtest import LoadOutcome
 
 SAMPLE = re.compile(r'^[a-z_]+\{(?:[a-z_]+="(?:[^"\\]|\\.)*",?)+\} (?:-?[0-9.e+-]+|\+Inf)$')
@@ -124,6 +128,27 @@ def test_durations_that_contradict() -> None:
 
 def test_a_report_without_a_manifest_proves_nothing(tmp_path: Path) -> None:
     assert proofs.record(report("p99<=20ms"), tmp_path) is None
+
+
+def test_a_verdict_on_our_own_server_becomes_a_proof(save_model: SaveModel, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    manifest = write_model(repository, to_write(save_model("linear"), tmp_path / "runs")).manifest
+    missed = report("p99<=6ms", "error_rate<=1%").model_copy(
+        update={"model": manifest.name, "machine": manifest.machine}
+    )
+    assert "manifest.json" in (proofs.record(missed, repository) or "")
+    found = read_manifest(repository / manifest.name)
+    assert [(proof.slo, proof.outcome) for proof in found.proofs] == [
+        ("p99<=6ms", "FAIL"),
+        ("error_rate<=1%", "PASS"),
+    ]
+    assert found.proofs[0].config_digest == manifest.files["config.pbtxt"].digest
+    assert "100 requests/s" in found.proofs[0].summary
+    assert found.server is not None
+    assert found.server.version == "2.51.0"
+    undecided = missed.model_copy(update={"outcome": LoadOutcome.INVALID})
+    assert proofs.record(undecided, repository) is None
+    assert proofs.record(missed.model_copy(update={"partial": True}), repository) is None
 
 
 def test_the_report_explains_itself() -> None:
