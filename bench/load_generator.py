@@ -310,10 +310,10 @@ def table(results: dict[str, Any]) -> str:
     return f"""{MARKS[0]}
 ## Load generator
 
-`python bench/load_generator.py && python bench/load_generator.py --table` repeats it. Taken on {results["date"]}
-with {results["cores"]} cores ({results["cpu"]}), which the server shares; perf_analyzer 2.49, synchronous, as by
-default; load average {min(loads):.1f} to {max(loads):.1f}. Requests are counted and timed by the server, for both
-alike; both take turns; medians of {results["repeats"]} runs.
+`python bench/load_generator.py && python bench/load_generator.py --table` repeats it (8 minutes). Taken on
+{results["date"]} with {results["cores"]} cores ({results["cpu"]}), which the servers share; perf_analyzer
+2.49, synchronous, as by default; load average {min(loads):.1f} to {max(loads):.1f}. Requests are counted and
+timed by the server, for both alike; both take turns; medians of {results["repeats"]} runs.
 
 **Closed loop**, requests per second, 16 × FP32 each:
 

@@ -263,7 +263,7 @@ class Grpc(asyncio.Protocol):
                 self.send(*self.waiting.popleft(), out)
 
     def path(self, block: bytes) -> str:
-        """The called method. A block of indexed fields alone leaves the table as it is: it may be looked up."""
+        """The called method. A block of indexed fields alone leaves the table as it is: it is looked up."""
         found = self.known.get(block)
         if found is None:
             fields = dict(self.decoder.decode(block))
