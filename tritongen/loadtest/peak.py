@@ -43,6 +43,8 @@ def find_max(
             expected="an open loop and an objective that it can miss",
             fix="give for example --p99-ms 20, and no --concurrency",
         )
+    if settings.rate_shape is not None or settings.trace is not None:
+        raise InputError("a search tries steady rates", found="a rate that changes", fix="give one --rate")
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     probe = _prober(settings, events, machine)
     start = settings.offered_rate or DEFAULT_FIRST_RATE

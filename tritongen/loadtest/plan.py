@@ -35,7 +35,8 @@ def make_plan(settings: Settings, schedule: Schedule | None) -> LookPlan:
     end_ns = round(settings.duration_s * 1e9)
     warmup_s = settings.effective_warmup_s
     end = LookPoint(end_ns, None if schedule is None else len(schedule))
-    if settings.min_duration_s is None or not settings.slos:
+    varies = settings.rate_shape is not None or settings.trace is not None  # the whole of it is the test
+    if settings.min_duration_s is None or not settings.slos or varies:
         return LookPlan((end,), settings.alpha)
     window_s = settings.duration_s - warmup_s
     least_s = min(settings.min_duration_s, window_s)
