@@ -9,14 +9,20 @@ if TYPE_CHECKING:
     from tritongen.loadtest.peak import find_max
     from tritongen.loadtest.run import run_load_test
     from tritongen.loadtest.settings import Settings
+    from tritongen.loadtest.shape import parse_rate
+    from tritongen.loadtest.trace import read_trace
+    from tritongen.serving.access import Access
     from tritongen.slo import parse_slo
 
-__all__ = ["Settings", "find_max", "parse_slo", "run_load_test"]
+__all__ = ["Access", "Settings", "find_max", "parse_rate", "parse_slo", "read_trace", "run_load_test"]
 
 _HOMES = {
+    "Access": "tritongen.serving.access",
     "Settings": "tritongen.loadtest.settings",
     "find_max": "tritongen.loadtest.peak",
+    "parse_rate": "tritongen.loadtest.shape",
     "parse_slo": "tritongen.slo",
+    "read_trace": "tritongen.loadtest.trace",
     "run_load_test": "tritongen.loadtest.run",
 }
 
