@@ -278,6 +278,21 @@ def test_the_flags(
     assert "s3cret" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("url", "settings"),
+    [
+        ("http://127.0.0.1:9", {"streaming": True}),
+        ("grpcs://127.0.0.1:9", {"grpc_client": "grpcio"}),
+        ("grpc://127.0.0.1:9", {"grpc_client": "grpcio", "compression": "gzip"}),
+        ("grpc://127.0.0.1:9", {"access": Access(headers=(("a", "b\nc: d"),))}),
+        ("grpc://127.0.0.1:9", {"access": Access(headers=(("a b", "c"),))}),
+    ],
+)
+def test_what_cannot_travel_so(url: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        load(url, rate=1, **settings)
+
+
 def test_nobody_speaks_tls_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)

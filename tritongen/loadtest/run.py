@@ -47,6 +47,7 @@ def run_load_test(
     """
     settings.check()
     address = parse_address(settings.url, settings.protocol)
+    settings.check_transport(address.protocol, secure=address.secure)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     control = connect(address.url, _CONTROL_TIMEOUT_S, settings.access)
     try:

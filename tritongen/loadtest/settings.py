@@ -168,7 +168,7 @@ class Settings:
                 expected="a warm-up shorter than the duration",
             )
         self._check_loop()
-        self._check_transport()
+        self._check_headers()
 
     def _given_loads(self) -> list[str]:
         rate = self.rate_shape.text if self.rate_shape else f"{self.rate:g}" if self.rate else None
@@ -176,15 +176,24 @@ class Settings:
         given = {"--rate": rate, "--trace": trace, "--concurrency": self.concurrency}
         return [f"{flag} {value}".strip() for flag, value in given.items() if value is not None]
 
-    def _check_transport(self) -> None:
+    def _check_headers(self) -> None:
         for name, value in self.access.headers:
-            if not _HEADER_NAME.fullmatch(name) or not value.isprintable():
+            if not (_HEADER_NAME.fullmatch(name) and value.isprintable() and value.isascii()):
                 raise InputError(
                     "a header that cannot be sent",
                     found=f"'{name}'",
-                    expected="letters, digits and hyphens, and a value in one line",
+                    expected="a name of letters, digits and hyphens, and an ASCII value in one line",
                 )
-        special = self.streaming or self.compression or self.access.secure or self.access.headers
+
+    def check_transport(self, protocol: Protocol, *, secure: bool) -> None:
+        """InputError for what cannot travel this way."""
+        if self.streaming and protocol != "grpc":
+            raise InputError(
+                "streams need gRPC",
+                found=self.url,
+                fix="give the server's gRPC address: --url grpc://HOST:8001",
+            )
+        special = self.streaming or self.compression or secure or self.access.headers
         if self.grpc_client == "grpcio" and special:
             raise InputError(
                 "the reference client only sends plain unary calls",
