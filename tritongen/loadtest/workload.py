@@ -21,6 +21,8 @@ from tritongen.serving.control import ServerControl
 
 _CYCLE = 8192
 """Requests after which the order of a closed loop's mix begins anew."""
+_MOST_PREPARED = 0xFFFF
+"""A sample's row has two bytes for the number of its request."""
 _CHOICES = 0x10AD
 """Keeps the draws of the mix apart from those of the arrivals, which have the same seed."""
 
@@ -124,7 +126,14 @@ def prepare_workload(settings: Settings, control: ServerControl) -> Workload:
             )
             first = groups[-1].first + groups[-1].count if groups else 0
             groups.append(Group(model, size, weight * share, inputs, first))
-    return Workload(tuple(groups))
+    workload = Workload(tuple(groups))
+    if len(workload.batches) > _MOST_PREPARED:
+        raise InputError(
+            "too many models and batch sizes at once",
+            found=f"{len(groups)} pairs with {len(workload.batches)} prepared requests",
+            expected=f"at most {_MOST_PREPARED}",
+        )
+    return workload
 
 
 @contextlib.contextmanager
