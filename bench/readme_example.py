@@ -2,7 +2,7 @@
 
     python bench/readme_example.py [--write]
 
-The model and its data come from examples/digits/train.py. Progress lines, which go by on a terminal, are left out.
+The model and its data come from examples/digits/train.py. Progress lines are left out.
 """
 
 from __future__ import annotations

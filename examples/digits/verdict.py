@@ -24,17 +24,22 @@ def tell(trials: list[Trial], selection: Selection) -> str:
     fp32 = next((trial for trial in trials if trial.candidate.precision is Precision.FP32), winner)
     passed = [trial for trial in int8 if trial.outcome is Outcome.PASSED and trial.curve]
     if winner in passed:
-        return f"INT8 won: {_speeds(winner, fp32)}, {_accuracies(winner)}."
+        return f"INT8 won: {_speeds(winner, fp32, selection)}, {_accuracies(winner)}."
     if passed:
         best = max(passed, key=lambda trial: _peak(trial).throughput)
-        return f"INT8 passed the gate and lost on speed: {_speeds(best, fp32)}, {_accuracies(best)}."
+        return (
+            f"INT8 passed the gate and lost on speed: {_speeds(best, fp32, selection)}, {_accuracies(best)}."
+        )
     if int8:
         closest = min(int8, key=_loss)
         return f"INT8 lost: none of {len(int8)} candidates passed the accuracy gate; {_accuracies(closest)}."
     return "INT8 was not tried."
 
 
-def _speeds(one: Trial, other: Trial) -> str:
+def _speeds(one: Trial, other: Trial, selection: Selection) -> str:
+    for pair in selection.comparisons:  # measured in alternation: this is what the selection went by
+        if pair.candidate == one.candidate.id and "fp32" in pair.against:
+            return f"{pair.ratio:.2f} times FP32's inferences/s, measured in alternation"
     a, b = _peak(one), _peak(other)
     return (
         f"{a.throughput:,.0f} inferences/s at batch {a.batch_size} against FP32's {b.throughput:,.0f} at "

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests import models
 from tritongen.autotune.accuracy import judge
 from tritongen.autotune.calibrate import calibrate
+from tritongen.autotune.closeness import RELATIVE_L2, Closeness
 from tritongen.engines.onnxruntime import OnnxRuntimeEngine
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.errors import DataError, ModelError, SpecError
@@ -426,3 +427,25 @@ def test_int8_passes_on_digits_and_a_ruined_recipe_is_rejected(tmp_path: Path) -
     assert not rejected.passed, rejected.summary
     assert rejected.loss is not None
     assert rejected.loss > 1
+
+
+class TestValuesThatCannotBeCompared:
+    def closeness(self, reference: list[float]) -> Closeness:
+        values = np.asarray([reference], np.float32)
+        one = Closeness("y", values, RELATIVE_L2)
+        one.update(values, values)
+        return one
+
+    def test_what_is_nan_in_the_reference_is_said(self) -> None:
+        one = self.closeness([1.0, float("nan")])
+        assert one.doubt() == "50 % of the reference's 'y' is NaN or infinite, which cannot be compared"
+        assert one.result(Precision.INT8, None).passed
+
+    def test_nothing_to_compare_proves_nothing(self) -> None:
+        one = self.closeness([float("nan"), float("inf")])
+        assert "all of the reference's 'y'" in str(one.doubt())
+        assert not one.result(Precision.INT8, None).passed
+        assert one.result(Precision.FP32, None).passed
+
+    def test_finite_values_leave_no_doubt(self) -> None:
+        assert self.closeness([1.0, 2.0]).doubt() is None

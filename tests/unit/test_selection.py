@@ -192,6 +192,14 @@ def test_among_equals_of_one_precision_the_smaller_loss_is_kept() -> None:
     assert choose([worse, SLOW_FP32, better]).winner == "int8-mse"
 
 
+def test_among_equals_the_plainest_is_kept() -> None:
+    plain = trial("fp32", [point(8, 40.0, spread=0.1)])
+    tuned = trial("fp32-extended", [point(8, 39.0, spread=0.1)])
+    chosen = choose([tuned, plain])
+    assert chosen.winner == "fp32"
+    assert "fp32-extended is 2.6 % faster, which is not beyond noise" in chosen.reason
+
+
 medians = st.floats(0.1, 100, allow_nan=False)
 
 

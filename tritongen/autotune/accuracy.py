@@ -216,6 +216,7 @@ def _by_outputs(
     worst = max(results, key=lambda one: _strain(one, outputs[one.output]))
     passed = all(one.passed for one in results)
     summary = _closeness_text(worst, outputs[worst.output], pairs.samples, len(results))
+    summary += "".join(f"; warning: {doubt}" for one in outputs.values() if (doubt := one.doubt()))
     if synthetic and precision is Precision.INT8:
         passed = False
         summary = f"INT8 is never selected on made-up inputs: give --validation-data ({summary})"

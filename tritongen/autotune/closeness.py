@@ -31,6 +31,9 @@ class Closeness:
         self.measure = measure or measure_of(reference)
         self.broken: str | None = None
         self.scored = 0
+        self.values = 0
+        self.not_finite = 0
+        """Of `values` in the reference: NaN or infinity there cannot be compared."""
         self._agreed = 0
         self._squares = np.zeros(3)  # of the difference, the reference, the candidate
         self._product = 0.0
@@ -47,6 +50,8 @@ class Closeness:
             self.scored += reference.size
             return
         expected, found = reference.astype(np.float64), candidate.astype(np.float64)
+        self.values += expected.size
+        self.not_finite += int((~np.isfinite(expected)).sum())
         strange = ~np.isfinite(found) & ~((expected == found) | (np.isnan(expected) & np.isnan(found)))
         if strange.any():
             what = "NaN" if np.isnan(found[strange]).any() else "infinity"
@@ -85,6 +90,8 @@ class Closeness:
         """The verdict: agreement and equality are shares with a lower limit, the others distances."""
         limit = DEFAULT_LIMITS[self.measure][precision] if limit_percent is None else limit_percent
         loss = self.loss_percent()
+        if 0 < self.values == self.not_finite and precision is not Precision.FP32:
+            loss = math.inf  # nothing was compared, so nothing is proven
         shares = self.measure in (AGREEMENT, EQUAL)
         return OutputError(
             output=self.output,
@@ -94,6 +101,13 @@ class Closeness:
             # A share of a few samples is only exact to the last bit.
             passed=loss <= limit + 1e-9,
         )
+
+    def doubt(self) -> str | None:
+        """What the reference's own values leave unproven, in words."""
+        if not self.not_finite:
+            return None
+        share = "all" if self.not_finite == self.values else f"{100 * self.not_finite / self.values:.3g} %"
+        return f"{share} of the reference's '{self.output}' is NaN or infinite, which cannot be compared"
 
 
 def measure_of(reference: Array) -> str:

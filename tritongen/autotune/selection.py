@@ -96,11 +96,15 @@ def _best(ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged
 
 
 def _winner(best: Judged, ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged:
-    """The most exact of those that the best does not beat; it must itself beat every more exact precision."""
+    """The most exact of those that the best does not beat; it must itself beat every more exact precision.
+
+    Among equals the plainest wins, not the one that noise put first: an id names only what differs from the
+    engine's first choice, so the shortest one is the plainest.
+    """
 
     def earned(one: Judged) -> bool:
         rivals = (other for other in ranked if exactness(other.trial)[0] < exactness(one.trial)[0])
         return all(beats(one, other, comparisons) for other in rivals)
 
     ties = [one for one in ranked if not beats(best, one, comparisons) and earned(one)]
-    return min(ties or [best], key=lambda one: (exactness(one.trial), rank(one)))
+    return min(ties or [best], key=lambda one: (exactness(one.trial), len(one.id), rank(one)))

@@ -29,7 +29,7 @@ def why_won(
     if winner is not best:
         reason = (
             f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, comparisons)}, "
-            f"which is not beyond noise, so the more exact candidate is kept"
+            f"which is not beyond noise, so the {_virtue(winner, best)} candidate is kept"
         )
     elif losers:
         rival = min(losers, key=lambda one: exactness(one.trial))
@@ -56,12 +56,14 @@ def why_lost(one: Judged, winner: Judged, goal: Goal, comparisons: Sequence[Comp
         )
     if beats(winner, one, comparisons):
         return f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}"
-    more_exact = exactness(winner.trial) < exactness(one.trial)
     return (
         f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}: not beyond noise "
-        f"(±{100 * max(MIN_GAIN, noise(one, winner)):.0f} %), so the "
-        f"{'more exact' if more_exact else 'first'} candidate is kept"
+        f"(±{100 * max(MIN_GAIN, noise(one, winner)):.0f} %), so the {_virtue(winner, one)} candidate is kept"
     )
+
+
+def _virtue(kept: Judged, other: Judged) -> str:
+    return "more exact" if exactness(kept.trial) < exactness(other.trial) else "plainer"
 
 
 def excluded(trial: Trial) -> Loser:
