@@ -77,6 +77,9 @@ def test_a_beta_quantile_inverts_its_distribution(p: float, a: float, b: float) 
 def test_the_edges_of_the_beta_distribution() -> None:
     assert beta_quantile(0.5, 0, 3) == 0
     assert beta_quantile(0.5, 3, 0) == 1
+    for tiny in (1e-300, 1e-17, 1e-14):
+        assert beta_quantile(0.01, 3000, tiny) == pytest.approx(1)
+        assert beta_quantile(0.99, tiny, 3000) == pytest.approx(0, abs=1e-9)
     # Nothing over in n: the bound is 1 - alpha^(1/n).
     assert beta_quantile(0.99, 1, 500) == pytest.approx(1 - 0.01 ** (1 / 500))
 

@@ -72,6 +72,8 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
 
 def _newton_step(x: float, a: float, b: float, error: float, log_beta: float) -> float:
     """error ÷ density, infinite where the density vanishes."""
+    if not 0 < x < 1:  # a/(a + b) rounds to an end where the other parameter is tiny
+        return math.inf
     log_density = (a - 1) * math.log(x) + (b - 1) * math.log1p(-x) - log_beta
     return error * math.exp(-log_density) if log_density > _LEAST_LOG_DENSITY else math.inf
 
