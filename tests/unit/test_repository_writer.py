@@ -25,7 +25,7 @@ from tests import models
 from tests.conftest import SaveModel
 from tests.repository_models import built, to_write
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
-from tritongen.errors import ModelError, RepositoryError, SpecError
+from tritongen.errors import InputError, ModelError, RepositoryError, SpecError
 from tritongen.files import digest_files
 from tritongen.repository import swap
 from tritongen.repository.manifest import Proof, Server, read_manifest, record_proofs
@@ -329,8 +329,8 @@ class TestRefusals:
         assert not staging_folder(repository).exists()
 
     def test_raw_additions_that_are_no_config(self, tmp_path: Path, repository: Path) -> None:
-        with pytest.raises(RepositoryError, match="not a Triton model configuration"):
-            write_model(repository, other_linear(tmp_path, raw="nonsense {"))
+        with pytest.raises(SpecError, match=r"tiny\.serving\.raw, line 2: not a Triton model configuration"):
+            write_model(repository, other_linear(tmp_path, raw="# mine\nnonsense {"))
 
     def test_a_template_that_names_another_model(self, tmp_path: Path, repository: Path) -> None:
         template = tmp_path / "t.j2"
@@ -340,7 +340,7 @@ class TestRefusals:
 
     def test_the_repository_is_a_file(self, linear: ModelToWrite, repository: Path) -> None:
         repository.write_bytes(b"x")
-        with pytest.raises(RepositoryError, match="could not be written"):
+        with pytest.raises(InputError, match="could not be written"):
             write_model(repository, linear)
 
 

@@ -58,8 +58,10 @@ def command(
 
     from tritongen.autotune.build import build_models
     from tritongen.report.terminal import progress
+    from tritongen.repository.preflight import check_destination
 
     spec = options.read_spec(models, **flags)
+    check_destination(spec, force=force)
     console = Console(stderr=as_json, highlight=False)
     with _terminable(), progress(Console(stderr=True, highlight=False) if as_json else console) as events:
         try:

@@ -14,7 +14,7 @@ from tritongen.errors import ModelError, RepositoryError, SpecError
 from tritongen.files import digest_json
 from tritongen.repository import manifest as manifests
 from tritongen.repository.adaptation import ir_note, lower_ir_version
-from tritongen.repository.config_text import parse, render
+from tritongen.repository.config_text import parse, parse_rendered, render
 from tritongen.repository.contents import Contents
 from tritongen.repository.existing import CONFIG, Existing, why_incompatible
 from tritongen.repository.manifest import (
@@ -64,7 +64,7 @@ class Assembly:
         tensors = self._served(_file(self.model.winner))
         config = self._config(tensors)
         text = render(config, self.model.spec.serving.template)
-        versions = self._versions(self._checked(text))
+        versions = self._versions(self._checked(text, config))
         newest = versions[0].version
         self._copy(self.model.winner, newest, self.model.traits.filename)
         runners_up = self._copy_runners_up(newest, tensors)
@@ -102,22 +102,15 @@ class Assembly:
         parsed = parse(f"optimization {{ {self.model.traits.optimization} }}", "the engine's settings")
         return onnx_served_tensors(file, parsed.optimization.graph.level)
 
-    def _checked(self, text: str) -> Any:
+    def _checked(self, text: str, config: ModelConfig) -> Any:
         """The parsed text; SpecError if Triton would refuse it."""
-        parsed = parse(text)
+        parsed = parse_rendered(text, config, self.model.spec.serving.template)
         violations = check_rules(parsed)
         if violations:
             raise SpecError(
                 f"the configuration of model '{self.model.name}' would not work in Triton",
                 found="; ".join(violation.message for violation in violations),
                 fix="; ".join(dict.fromkeys(violation.fix for violation in violations)),
-            )
-        if parsed.name != self.model.name:
-            raise SpecError(
-                "the configuration names another model than its folder, which Triton refuses",
-                found=parsed.name or "no name",
-                expected=self.model.name,
-                fix="write `name: {{ config.name | quote }}` in the template",
             )
         return parsed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +100,58 @@ def parse(text: str, source: str = "config.pbtxt") -> Any:
             f"{source} is not a Triton model configuration",
             found=str(error),
             expected="protobuf text of inference.ModelConfig",
-            fix="correct the template or the raw additions of the spec",
+            fix="correct it",
         ) from error
+
+
+def parse_rendered(text: str, config: ModelConfig, template: Path | None = None) -> Any:
+    """What `render` gave, as a message; SpecError naming serving.raw or the template, and the line in it."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise _unparseable(text, config, template, error) from error
+    if parsed.name != config.name:
+        raise SpecError(
+            "the configuration names another model than its folder, which Triton refuses",
+            found=parsed.name or "no name",
+            expected=config.name,
+            fix="write `name: {{ config.name | quote }}` in the template",
+        )
+    return parsed
+
+
+def _unparseable(text: str, config: ModelConfig, template: Path | None, error: Any) -> SpecError:
+    lines, line = text.splitlines(), error.GetLine() or 1
+    shown = lines[min(line, len(lines)) - 1].strip()
+    # "12:3 : Message type … has no field …": the place is one in a text that nobody sees.
+    said = re.sub(r"^\d+:\d+ : ", "", str(error))
+    raw = config.raw.splitlines()
+    above = len(lines) - len(raw)
+    if raw and template is None and (line > above or _parses("\n".join(lines[:above]))):
+        key = f"models.{config.name}.serving.raw"
+        return SpecError(
+            f"{key}, line {max(1, line - above)}: not a Triton model configuration",
+            found=f"{said} ({shown})",
+            expected="protobuf text of inference.ModelConfig, which is appended to config.pbtxt",
+            fix="correct serving.raw in the spec",
+        )
+    return SpecError(
+        f"the config template {template or default_template()} does not give a Triton model configuration",
+        found=f"{said} ({shown})",
+        expected="protobuf text of inference.ModelConfig",
+        fix="correct serving.template" + (" or serving.raw" if raw else ""),
+    )
+
+
+def _parses(text: str) -> bool:
+    try:
+        parse(text)
+    except RepositoryError:
+        return False
+    return True
 
 
 def _template_line(error: BaseException, path: Path) -> int | None:

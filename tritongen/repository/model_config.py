@@ -145,6 +145,30 @@ def make_model_config(
     )
 
 
+def probe_config(name: str, serving: ServingSpec, graph: Graph, max_batch_size: int) -> ModelConfig:
+    """A configuration like the one to come, to try the template, serving.raw and the batcher's keys with.
+
+    SpecError for what Triton would refuse whatever the trials find.
+    """
+    return ModelConfig(
+        name=name,
+        backend="onnxruntime",
+        max_batch_size=max_batch_size,
+        inputs=tuple(map(_as_declared, graph.inputs)),
+        outputs=tuple(map(_as_declared, graph.outputs)),
+        instance_groups=(InstanceGroup(serving.instances or 1, "KIND_CPU"),),
+        dynamic_batching=_dynamic_batching(name, serving, max_batch_size),
+        parameters=serving.parameters,
+        response_cache=serving.response_cache,
+        raw=serving.raw.strip(),
+    )
+
+
+def _as_declared(spec: TensorSpec) -> TensorConfig:
+    dims = tuple(dim if isinstance(dim, int) else -1 for dim in spec.shape)
+    return TensorConfig(spec.name, spec.dtype.config, dims)
+
+
 def tensor_config(spec: TensorSpec, *, batching: bool) -> TensorConfig:
     """One tensor as config.pbtxt must describe it; ModelError for shapes that Triton cannot serve."""
     if batching and spec.shape[:1] and isinstance(spec.shape[0], int):

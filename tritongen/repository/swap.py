@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tritongen.errors import RepositoryError, TritongenError
+from tritongen.errors import InputError, RepositoryError, TritongenError
 from tritongen.files import sync
 
 _AT_FDCWD = -100
@@ -54,14 +54,14 @@ def locked(repository: Path, wait_seconds: float = _LOCK_SECONDS) -> Iterator[No
 
 def _open_lock(repository: Path) -> int:
     """A descriptor to lock: the folder itself, so that no lock file is left behind."""
-    with _explained(repository):
+    with explained(repository, place=True):
         repository.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _try_lock(descriptor)
     except OSError:  # NFS locks only files that are open for writing
         os.close(descriptor)
-        with _explained(repository):
+        with explained(repository):
             staging = staging_folder(repository)
             staging.mkdir(exist_ok=True)
             return os.open(staging / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -105,12 +105,12 @@ def staged(repository: Path, name: str) -> Iterator[Path]:
 
     Call it under `locked`. RepositoryError for whatever the file system refuses meanwhile.
     """
-    with _explained(repository):
+    with explained(repository):
         root = staging_folder(repository)
         root.mkdir(mode=0o755, exist_ok=True)
         workspace = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
     try:
-        with _explained(repository):
+        with explained(repository):
             folder = workspace / "new"
             folder.mkdir(mode=0o755)
             folder.chmod(0o755)
@@ -125,7 +125,7 @@ def place(folder: Path, target: Path) -> None:
 
     Everything must be synced. RepositoryError if the file system refuses.
     """
-    with _explained(target.parent):
+    with explained(target.parent):
         if not target.exists():
             folder.rename(target)
         elif not _exchange(folder, target):
@@ -162,7 +162,7 @@ def _replace_in_two_steps(folder: Path, target: Path) -> None:
 def recover(repository: Path) -> tuple[str, ...]:
     """Undo what a killed writer left; the names of models that were put back. Call it under `locked`."""
     restored = []
-    with _explained(repository):
+    with explained(repository):
         root = staging_folder(repository)
         for workspace in sorted(root.iterdir()) if root.is_dir() else ():
             if not workspace.is_dir():
@@ -184,20 +184,22 @@ def _remove_if_empty(root: Path) -> None:
 
 
 @contextmanager
-def _explained(repository: Path) -> Iterator[None]:
-    """OSError → RepositoryError in plain words."""
+def explained(repository: Path, *, place: bool = False) -> Iterator[None]:
+    """OSError → RepositoryError in plain words; with `place`, InputError where no folder can be made."""
     try:
         yield
     except TritongenError:
         raise
     except OSError as error:
-        raise RepositoryError(
+        kind = InputError if place and error.errno in _NO_PLACE else RepositoryError
+        raise kind(
             f"the model repository {repository} could not be written; what was there before is untouched",
             found=f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}",
             fix=_FIXES.get(error.errno or 0, "check the disk and the permissions of the folder"),
         ) from error
 
 
+_ELSEWHERE = "a file is in the way: choose another folder with --repository, or move it away"
 _FIXES = {
     errno.ENOSPC: "make room on that disk, or choose another folder with --repository",
     errno.EDQUOT: "make room in your disk quota, or choose another folder with --repository",
@@ -205,5 +207,9 @@ _FIXES = {
     errno.EACCES: "give yourself write permission, or choose another folder with --repository",
     errno.EPERM: "give yourself write permission, or choose another folder with --repository",
     errno.EBUSY: "the model's own folder is a mount point: mount the repository as a whole instead",
-    errno.ENOTDIR: "a file is in the way: choose another folder with --repository",
+    errno.ENOTDIR: _ELSEWHERE,
+    errno.EEXIST: _ELSEWHERE,
+    errno.ENOENT: "no folder can be made there: choose another with --repository",
+    errno.ENAMETOOLONG: "choose a folder with a shorter name with --repository",
 }
+_NO_PLACE = frozenset({errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP})
