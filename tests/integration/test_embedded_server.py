@@ -18,7 +18,7 @@ import pytest
 from tests import models
 from tests.conftest import free_port
 from tests.serving_models import add_model, config, small_repository, tensor
-from tritongen.errors import RepositoryError, RequirementError, ServerError
+from tritongen.errors import InputError, RepositoryError, RequirementError, ServerError
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.embedded import EmbeddedServer
 
@@ -168,7 +168,7 @@ def test_a_broken_configuration_is_explained_with_its_line(tmp_path: Path) -> No
 
 
 def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="there is no model repository at"):
+    with pytest.raises(InputError, match="there is no model repository at"):
         EmbeddedServer(tmp_path / "absent").start()
 
 

@@ -16,7 +16,7 @@ from tests import models
 from tests.conftest import SaveModel
 from tests.repository_models import MACHINE, to_write
 from tritongen.cli import cli
-from tritongen.errors import RepositoryError
+from tritongen.errors import InputError
 from tritongen.files import digest_files
 from tritongen.repository.findings import Finding
 from tritongen.repository.manifest import Manifest, Proof, Server, read_manifest
@@ -74,6 +74,16 @@ def checks(folder: Path, place: Place = HERE) -> list[tuple[str, str]]:
 def test_every_servable_model_is_clean(servable_model: Path, tmp_path: Path) -> None:
     model = to_write(servable_model, tmp_path / "runs")
     assert not found(write_model(tmp_path / "repository", model).folder)
+
+
+@pytest.mark.parametrize("harm", ["manifest.json", "config.pbtxt"])
+@pytest.mark.parametrize("gone", [True, False])
+def test_the_fix_is_the_command_that_works(folder: Path, tmp_path: Path, harm: str, gone: bool) -> None:
+    (folder / harm).unlink() if gone else (folder / harm).write_text("nonsense {")
+    assert all("--force" in each.fix for each in found(folder) if "tritongen build" in each.fix)
+    models.save(models.linear(), tmp_path / "linear.onnx")
+    write_model(folder.parent, to_write(tmp_path / "linear.onnx", tmp_path / "again"), force=True)
+    assert not found(folder)
 
 
 class TestFiles:
@@ -262,11 +272,11 @@ class TestPlaces:
 
 class TestRepository:
     def test_no_such_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(RepositoryError, match="no model repository"):
+        with pytest.raises(InputError, match="no model repository"):
             list(verify_repository(tmp_path / "none", (), HERE))
 
     def test_no_such_model(self, folder: Path) -> None:
-        with pytest.raises(RepositoryError, match="no model 'nope'"):
+        with pytest.raises(InputError, match="no model 'nope'"):
             list(verify_repository(folder.parent, ("nope",), HERE))
 
     def test_an_empty_one(self, tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritongen.errors import RepositoryError, TritongenError
+from tritongen.errors import InputError, RepositoryError, TritongenError
 from tritongen.repository import manifest as manifests
 from tritongen.repository.config_text import parse
 from tritongen.repository.contents import entry_of, listing
-from tritongen.repository.existing import CONFIG
+from tritongen.repository.existing import CONFIG, examine
 from tritongen.repository.findings import Finding
 from tritongen.repository.model_match import check_model_file
 from tritongen.repository.plan_match import check_plan_here
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from tritongen.runs.records import Machine
 
 DEFAULT_FILENAMES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
-_REBUILD = "build it again with `tritongen build`"
-_HAND_EDITED = "put the change into the spec (serving: …) and run `tritongen build --force`"
+_BUILD, _FORCED = "`tritongen build`", "`tritongen build --force`"
+_REBUILD = f"build it again with {_BUILD}"
+_HAND_EDITED = f"put the change into the spec (serving: …) and run {_FORCED}"
 _OTHERS_READ = 0o004
 
 
@@ -40,9 +41,9 @@ class Place:
 
 
 def model_names(repository: Path) -> tuple[str, ...]:
-    """The models of a repository; RepositoryError if there is none."""
+    """The models of a repository; InputError if there is none."""
     if not repository.is_dir():
-        raise RepositoryError(
+        raise InputError(
             f"there is no model repository at {repository}",
             found="a file" if repository.exists() else "nothing",
             fix="name the folder, or make one with `tritongen build`",
@@ -57,7 +58,7 @@ def verify_repository(repository: Path, names: Sequence[str], place: Place) -> I
     present = model_names(repository)
     unknown = [name for name in names if name not in present]
     if unknown:
-        raise RepositoryError(
+        raise InputError(
             f"{repository} has no model '{unknown[0]}'",
             found=", ".join(present) or "an empty folder",
             fix="name one of these, or build it",
@@ -76,7 +77,22 @@ def verify_repository(repository: Path, names: Sequence[str], place: Place) -> I
 
 
 def verify_model(folder: Path, place: Place) -> Iterator[Finding]:
-    """Findings about one model's folder."""
+    """Findings about one model's folder, each with a command that works."""
+    rebuild = _rebuild(folder)
+    for finding in _findings(folder, place):
+        yield replace(finding, fix=finding.fix.replace(_BUILD, rebuild))
+
+
+def _rebuild(folder: Path) -> str:
+    """The command that builds the model again, whatever lies there now."""
+    try:
+        examine(folder, force=False)
+    except TritongenError:
+        return _FORCED
+    return _BUILD
+
+
+def _findings(folder: Path, place: Place) -> Iterator[Finding]:
     name = folder.name
     manifest = None
     try:

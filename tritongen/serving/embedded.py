@@ -283,9 +283,9 @@ class EmbeddedServer:
 
 
 def check_repository(repository: Path, models: Sequence[str] = ()) -> None:
-    """RepositoryError unless it is a folder of models; InputError for one that it does not hold."""
+    """InputError unless it is a folder that holds `models`; RepositoryError for names it cannot serve."""
     if not repository.is_dir():
-        raise RepositoryError(
+        raise InputError(
             f"there is no model repository at {repository}",
             found="a file" if repository.exists() else "nothing",
             expected="a folder with one folder per model",
