@@ -28,7 +28,7 @@ def test_the_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RequirementError, match=f"process {holder.pid}"), exclusive(lock):
+    with pytest.raises(RequirementError, match=f"process {holder.pid} .*: .* -c import sys"), exclusive(lock):
         pass
     holder.kill()
     holder.communicate()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongen.errors import RequirementError, TritongenError
+from tritongen.errors import InputError, RequirementError, TritongenError
 from tritongen.files import digest_json
 from tritongen.runs import fingerprint
 from tritongen.runs.build import Build, ModelBuild, Preparation
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tritongen.engines import Engine
     from tritongen.graph import Graph
     from tritongen.shapes import ResolvedInput
+
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,17 @@ def build_models(
 ) -> Build:
     """Build the models of a spec one after the other; one that fails does not keep the others from it.
 
-    KeyboardInterrupt passes through: finished trials are kept.
+    KeyboardInterrupt passes through: finished trials are kept. RequirementError if another build is at work
+    in the run directory.
     """
     from tritongen.autotune.machine import current_machine
 
     plan = Plan(spec, adapt, publish, current_machine(), fresh, effort)
-    return Build(machine=plan.machine, models=tuple(_build(name, plan, events) for name in spec.models))
+    with _explained(spec.run_dir):
+        spec.run_dir.mkdir(parents=True, exist_ok=True)
+        (spec.run_dir / _LOCK).touch()
+    with exclusive(spec.run_dir / _LOCK):
+        return Build(machine=plan.machine, models=tuple(_build(name, plan, events) for name in spec.models))
 
 
 def _build(name: str, plan: Plan, events: EventSink) -> ModelBuild:
@@ -258,15 +266,25 @@ def _forget(run: RunDirectory) -> None:
 
 @contextmanager
 def _writable(run: RunDirectory, events: EventSink) -> Iterator[EventSink]:
-    """The run directory, made and locked, its journal open; what the file system refuses is explained."""
-    try:
+    """The model's run directory, made, its journal open; what the file system refuses is explained."""
+    with _explained(run.root):
         run.root.mkdir(parents=True, exist_ok=True)
-        with exclusive(run.lock), journal(run.events, events) as recorded:
+        with journal(run.events, events) as recorded:
             yield recorded
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """OSError → RequirementError; InputError where a file is in the way of `folder`."""
+    try:
+        yield
     except OSError as error:
-        raise RequirementError(
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        raise (InputError if in_the_way else RequirementError)(
             f"a file of this build could not be read or written: {error.strerror or error}",
-            found=str(error.filename or run.root),
-            expected=f"a disk with room, and a folder {run.root} that this user may write to",
-            fix="make room or set its permissions, or choose another folder with --run-dir",
+            found=str(error.filename or folder),
+            expected=f"a disk with room, and a folder {folder} that this user may write to",
+            fix="move what is in the way, or choose another folder with --run-dir"
+            if in_the_way
+            else "make room or set its permissions, or choose another folder with --run-dir",
         ) from error

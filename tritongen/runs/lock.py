@@ -1,10 +1,12 @@
-"""One build at a time in a run directory."""
+"""One build at a time in a run directory, whatever models it builds."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +26,12 @@ def exclusive(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(handle, 200).decode(errors="replace").strip()
             raise RequirementError(
                 f"another build is at work in {path.parent}",
-                found=holder or "a process that has just started",
-                fix="wait for it to end, or give this build a --run-dir of its own",
+                found=_holder(os.pread(handle, 200, 0).decode(errors="replace").strip()),
+                expected="one build at a time, as two would spoil each other's timings",
+                fix="wait for it to end or stop it (then run this again: finished trials are kept), or, on "
+                "another machine, give this build a --run-dir of its own",
             ) from None
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.ftruncate(handle, 0)
@@ -36,3 +39,15 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _holder(written: str) -> str:
+    """What the holder wrote about itself, with its command line where it can still be seen."""
+    words = written.split()
+    with contextlib.suppress(OSError, IndexError):
+        if words[3] == platform.node():
+            line = (
+                Path(f"/proc/{words[1]}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
+            return f"{written}: {textwrap.shorten(line, 160)}"
+    return written or "a process that has just started"

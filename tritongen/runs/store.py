@@ -1,10 +1,10 @@
 """Where a run keeps its records, and how they are read and written.
 
+<run_dir>/.lock                        held by the build that is running
 <run_dir>/<model>/spec.json            the effective spec of the model
                   selection.json       the winner and the losers
                   build.json           how the last finished build came out
                   events.jsonl         progress, one JSON object a line
-                  lock                 held by the build that is running
                   fingerprint.json     what the last finished build depended on, and what it wrote
                   preparation/         the data and the batch axis, looked at once (preparation.json)
                   comparison/          the leaders measured in alternation (comparison.json)
@@ -43,10 +43,6 @@ class RunDirectory:
     @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "lock"
 
     @property
     def result(self) -> Path:
