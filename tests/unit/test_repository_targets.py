@@ -141,14 +141,15 @@ class TestAdapting:
 
     def test_the_ir_version_alone(self, save_model: SaveModel, tmp_path: Path) -> None:
         path = save_model("convolutional", external=True)
+        images = np.ones((2, 3, 8, 8), np.float32)
+        expected = run(path, "images", images)  # before: not every ONNX Runtime reads IR 13
         proto = onnx.load(path, load_external_data=False)
         proto.ir_version = 13
         path.write_bytes(proto.SerializeToString())
         adapted = adapt_model(path, find_target(OLD), tmp_path / "out")
         assert onnx_versions(adapted.path)[0] == 9
         assert "from 13 down to 9" in adapted.notes[0]
-        images = np.ones((2, 3, 8, 8), np.float32)
-        assert np.array_equal(run(adapted.path, "images", images), run(path, "images", images))
+        assert np.array_equal(run(adapted.path, "images", images), expected)
 
     def test_the_opset_by_the_converter(self, tmp_path: Path) -> None:
         node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
