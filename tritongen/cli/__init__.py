@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from tritongen import __version__
+from tritongen.errors import ExitCode, SpecError, TritongenError
 
 # name → (module with a `command` object, the help line). Modules are imported only when their command runs,
 # so that `tritongen --help` stays quick.
@@ -47,6 +49,18 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            raise SpecError(
+                f"there is no command '{args[0]}'",
+                expected=", ".join(COMMANDS),
+                fix=f"did you mean '{near[0]}'?" if near else "see `tritongen --help`",
+            )
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
@@ -70,17 +84,30 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; every TritongenError is shown once, here."""
-    from tritongen.errors import ExitCode, TritongenError
-
     try:
         result: Any = cli.main(args=argv, standalone_mode=False, prog_name="tritongen")
     except click.exceptions.Abort:
         click.echo("stopped", err=True)
         return 130
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return ExitCode.USAGE
+    except click.ClickException as error:
+        click.echo(f"error: {_explained(error)}", err=True)
         return ExitCode.USAGE
     except TritongenError as error:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
     return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _explained(error: click.ClickException) -> SpecError:
+    """What click says of a command line, in the form of every other error."""
+    message = error.format_message().strip().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    fix = f"see `{context.command_path} --help`" if context else "see `tritongen --help`"
+    near = error.possibilities if isinstance(error, click.NoSuchOption) else None
+    if near:
+        message = f"no such option: {error.option_name}"  # type: ignore[attr-defined]
+        fix = f"did you mean {' or '.join(sorted(near))}? {fix}"
+    return SpecError(message[:1].lower() + message[1:], fix=fix)
