@@ -127,6 +127,7 @@ def test_the_keys_behind_comments_are_right(detector: Path) -> None:
 
 
 def test_init_takes_flags_and_another_folder(detector: Path) -> None:
+    Path("specs").mkdir()
     assert run(["init", "detector.onnx", "-o", "specs/d.yaml", "--name", "det", "--schema",
                 "--shape", "images=3x32..64x32"]) == 0  # fmt: skip
     entry = load_spec(Path("specs/d.yaml")).models["det"]
@@ -161,6 +162,15 @@ def test_init_refuses_without_writing(detector: Path, capsys: Captured) -> None:
     assert not Path("tritongen.yaml").exists()
     Path("file").touch()
     assert "cannot be written" in fails(capsys, "init", "detector.onnx", "-o", "file/tritongen.yaml")
+    assert "no folder nodir" in fails(capsys, "init", "detector.onnx", "-o", "nodir/a.yaml")
+    assert not Path("nodir").exists()
+
+
+def test_init_refuses_a_range_that_is_empty_or_none(encoder: Path, capsys: Captured) -> None:
+    assert "the range '9..2' is empty" in fails(capsys, "init", "encoder.onnx", "--range", "ids=9..2")
+    assert "not a range" in fails(capsys, "init", "encoder.onnx", "--range", "ids=low")
+    assert "not a shape" in fails(capsys, "init", "encoder.onnx", "--shape", "ids=low")
+    assert not Path("tritongen.yaml").exists()
 
 
 def test_names_that_yaml_would_misread_are_quoted(tmp_path: Path) -> None:

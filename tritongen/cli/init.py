@@ -80,6 +80,12 @@ def command(  # noqa: PLR0917 - click passes every option by name
     if not printed and output.exists() and not force:
         raise SpecError(f"{output} exists", fix="choose another file with -o, or overwrite it with --force")
     folder = Path() if printed else output.parent
+    if not folder.is_dir():
+        raise SpecError(
+            f"{output} cannot be written: there is no folder {folder}",
+            found="a file of that name" if folder.exists() else "nothing",
+            fix=f"make it first (mkdir -p {folder}), or choose another file with -o",
+        )
     text = _HEAD.format(file=output.name if not printed else "FILE")
     if schema and not printed:
         text = f"# yaml-language-server: $schema={SCHEMA_NAME}\n{text}"
@@ -114,8 +120,18 @@ def _entry(name: str, graph: Graph, folder: Path, shapes: dict[str, str], ranges
 
 def _check_flags(graphs: dict[str, Graph], shapes: dict[str, str], ranges: dict[str, str]) -> None:
     """SpecError for flags that no model can use, before anything is written."""
-    from tritongen.shapes import MissingInputError, check_input_names, resolve_inputs
+    from tritongen.shapes import (
+        MissingInputError,
+        check_input_names,
+        parse_range,
+        parse_shape,
+        resolve_inputs,
+    )
 
+    for text in shapes.values():
+        parse_shape(text)
+    for text in ranges.values():
+        parse_range(text)
     names = [spec.name for graph in graphs.values() for spec in graph.inputs]
     check_input_names(shapes, names, "--shape")
     check_input_names(ranges, names, "--range")
