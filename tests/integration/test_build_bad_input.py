@@ -111,8 +111,11 @@ def test_a_crash_in_some_trials_loses_only_those(work: Path) -> None:
         (("--name", "../x"), ExitCode.USAGE, "../x"),
         (("--shape", "nosuch=3"), ExitCode.USAGE, "nosuch"),
         (("--objective", "latency@64"), ExitCode.USAGE, "latency@64"),
+        (("--metric", "os:nope"), ExitCode.USAGE, "the metric 'os:nope' cannot be found"),
+        (("--metric", "os:path"), ExitCode.USAGE, "the metric 'os:path' is not a function"),
+        (("--repository", "/proc/x"), ExitCode.USAGE, "/proc/x could not be written"),
     ],
-    ids=["engine", "name", "shape", "objective"],
+    ids=["engine", "name", "shape", "objective", "no-metric", "metric", "repository"],
 )
 def test_requests_that_cannot_be_met(work: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
     if "tensorrt" in arguments and _has_tensorrt():

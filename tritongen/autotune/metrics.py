@@ -205,6 +205,8 @@ def _function(name: str, folder: Path | None) -> Callable[..., float]:
         ) from error
     finally:
         del sys.path[: len(paths)]
+    if not callable(target):
+        raise SpecError(f"the metric '{name}' is not a function", found=type(target).__name__)
     return target  # type: ignore[no-any-return]
 
 

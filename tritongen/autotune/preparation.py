@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from tritongen.autotune.inputs import call_inputs
 from tritongen.autotune.jobs import PreparationJob, prepared_input
+from tritongen.autotune.metrics import make_metric
 from tritongen.graph import BatchAxis, BatchStatus, Graph, inspect_model
 from tritongen.runs.build import DataFacts, Preparation
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.store import read_record, write_record
 from tritongen.samples import open_dataset
 from tritongen.shapes import ResolvedInput, Shape, resolve_inputs
-from tritongen.spec import ModelSpec
+from tritongen.spec import ModelSpec, is_function
 
 if TYPE_CHECKING:
     from tritongen.samples.streaming import StreamedDataset
@@ -51,6 +52,8 @@ class Seen:
 def prepare(job_file: Path, events: EventSink) -> None:
     """Write preparation.json beside `job_file`; raises what is wrong with the model, the data or the spec."""
     spec = read_record(job_file, PreparationJob).spec
+    if spec.accuracy.metric is not None and is_function(spec.accuracy.metric):
+        make_metric(spec.accuracy.metric, "", spec.folder)  # that it is there, before minutes of trials
     graph = inspect_model(spec.path)
     if spec.max_batch_size == 0:
         graph = replace(graph, batch=_turned_off(graph))

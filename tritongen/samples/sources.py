@@ -186,9 +186,10 @@ def _load_function(reference: str, folder: Path | None) -> Callable[..., Any]:
     try:
         target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        places = dict.fromkeys(str(place.resolve()) for place in (Path(), folder or Path()))
         raise DataError(
             f"{reference} cannot be imported: there is no module '{error.name}'",
-            found=f"looked in {Path.cwd()}" + (f", {folder.resolve()}" if folder is not None else ""),
+            found=f"looked in {', '.join(places)}",
             expected=f"{module_name.replace('.', '/')}.py there, or an installed package",
             fix="run from the folder that holds it, or install what it imports",
         ) from error
