@@ -217,6 +217,7 @@ class TestDiagnosis:
         assert failures["c"] == "there is no config.pbtxt"
         error = cause_of_failure(LOG, 1, Path("repo"), None)
         assert "models 'a', 'b', 'c'" in error.message
+        assert len(str(error.found).splitlines()) == len(failures)
         assert error.exit_code == 5
 
     def test_a_server_that_was_killed(self) -> None:

@@ -76,6 +76,7 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
     )
     # A terminated service manager's or container's SIGTERM means the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server.check()
     click.echo(f"starting Triton on {repository} …", err=True)
     server.start()
     return _keep(server, state) if background else _attend(server, state)

@@ -16,17 +16,25 @@ def command(repository: Path | None, every: bool) -> int:
 
     Requests in flight are given a few seconds. Nothing to stop is no error.
     """
+    from tritongen.errors import InputError
     from tritongen.serving.registry import choose_server, listing, running_servers, state_folder
 
     state = state_folder(os.environ)
+    running = running_servers(state)
     if every:
-        chosen = running_servers(state)
+        chosen = running
     else:
         server = choose_server(state, repository)
         chosen = [] if server is None else [server]
+    if not chosen and repository is not None and not repository.is_dir():
+        raise InputError(
+            f"there is no folder {repository}",
+            found="a file" if repository.exists() else "nothing",
+            expected="the repository of a running server" + (f": {listing(running)}" if running else ""),
+            fix="name its repository, or stop every server with --all",
+        )
     if not chosen:
-        others = running_servers(state)
-        click.echo(f"no server of {repository} runs; but {listing(others)}" if others else "no server runs")
+        click.echo(f"no server of {repository} runs; but {listing(running)}" if running else "no server runs")
     for server in chosen:
         _stop(state, server.pid, server.repository)
     return 0

@@ -18,6 +18,7 @@ _PORT_TAKEN = re.compile(r"address already in use|socket '[^']*' already in use"
 _STATUS = re.compile(r"^(Internal|Invalid argument|Unavailable|Not found|Unsupported|Unknown): ")
 _SOURCE_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ [^(]*\(.*?\) ")
 _KILLED = 137
+_A_LINE = "\n" + " " * 12  # under what follows "  found:    "
 _BACKENDS = 'backend: "onnxruntime" (or "python")'
 
 
@@ -33,7 +34,7 @@ def cause_of_failure(log: str, exit_code: int, repository: Path, log_file: Path 
         names = ", ".join(f"'{name}'" for name in failures)
         return ServerError(
             f"Triton cannot serve {'model' if len(failures) == 1 else 'models'} {names} of {repository}",
-            found="; ".join(failures.values() if len(failures) == 1 else map(": ".join, failures.items())),
+            found=_A_LINE.join(failures.values() if len(failures) == 1 else map(": ".join, failures.items())),
             expected=_BACKENDS if any("backend" in cause for cause in failures.values()) else None,
             fix=f"mend the model, or serve the others with --model NAME; {where}",
         )

@@ -110,9 +110,7 @@ class EmbeddedServer:
 
         RequirementError if this machine lacks a piece or a port; ServerError with Triton's words otherwise.
         """
-        installation = find_installation()
-        check_repository(self.repository, self.load or ())
-        self.host = ipv4_address(self.host)
+        installation = self.check()
         for attempt in range(PORT_ATTEMPTS):
             chosen = self._choose_ports()
             self._launch(installation)
@@ -129,6 +127,22 @@ class EmbeddedServer:
                 self._forget(chosen)
             else:
                 return
+
+    def check(self) -> Installation:
+        """What the server will run from, once repository, models and ports are found to be fit for it."""
+        check_repository(self.repository, self.load or ())
+        self.host = ipv4_address(self.host)
+        for flag, port in self._ports().items():
+            if port:
+                check_port(port, self.host, flag)
+        return find_installation()
+
+    def _ports(self) -> dict[str, int]:
+        return {
+            "--http-port": self.http_port,
+            "--grpc-port": self.grpc_port,
+            "--metrics-port": self.metrics_port,
+        }
 
     def stop(self) -> None:
         """End the server and everything it started; nothing happens if it does not run."""
