@@ -59,7 +59,9 @@ class TritongenError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        details = (("found", self.found), ("expected", self.expected), ("to fix", self.fix))
+        # "found: nope" after "'nope' is not a metric" would say the same word again.
+        found = None if self.found and f"'{self.found.strip(chr(39))}'" in self.message else self.found
+        details = (("found", found), ("expected", self.expected), ("to fix", self.fix))
         return "\n".join([self.message, *(f"  {label + ':':<10}{text}" for label, text in details if text)])
 
 

@@ -12,6 +12,7 @@ import yaml
 from tests import models
 from tests.models import save
 from tritongen.cli import options, run
+from tritongen.errors import ModelError
 from tritongen.spec import Precision, Spec, load_spec
 
 Captured = pytest.CaptureFixture[str]
@@ -236,6 +237,7 @@ def test_flags_become_a_spec() -> None:
 
 
 def test_the_default_spec_is_found_and_flags_win() -> None:
+    Path("a.onnx").touch()
     Path("tritongen.yaml").write_text(
         "models: {a: {path: a.onnx, seed: 1, keep_candidates: true}}", encoding="utf-8"
     )
@@ -277,3 +279,9 @@ def test_build_refuses_a_bad_spec_before_it_writes(text: str, words: str, capsys
     Path("tritongen.yaml").write_text(text, encoding="utf-8")
     assert words in fails(capsys, "build")
     assert [path.name for path in Path().iterdir()] == ["tritongen.yaml"]
+
+
+def test_a_model_that_is_not_there_is_named_with_its_place_in_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("models:\n  one:\n    path: no.onnx\n", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"s\.yaml:3: models\.one\.path: there is no file"):
+        options.read_spec((tmp_path / "s.yaml",))

@@ -152,6 +152,7 @@ def read_spec(sources: tuple[Path, ...], **flags: Any) -> Spec:
     """The spec that the arguments mean (a YAML file, ONNX files, or ./tritongen.yaml), with flags over it."""
     from tritongen.errors import SpecError
     from tritongen.spec import load_spec, override, spec_for_models
+    from tritongen.spec.loading import check_models
 
     specs = [path for path in sources if path.suffix.lower() in SPEC_SUFFIXES]
     if specs and len(sources) > 1:
@@ -169,7 +170,9 @@ def read_spec(sources: tuple[Path, ...], **flags: Any) -> Spec:
             fix="name one: tritongen build MODEL.onnx",
         )
     if specs or not sources:
-        spec = load_spec(specs[0] if specs else DEFAULT_SPEC)
+        path = specs[0] if specs else DEFAULT_SPEC
+        spec = load_spec(path)
+        check_models(path, spec)
     else:
         spec = spec_for_models(sources)
     return override(spec, **_as_overrides(flags))

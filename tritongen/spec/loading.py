@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tritongen.errors import SpecError
+from tritongen.errors import ModelError, SpecError
 from tritongen.spec import ModelSpec, Spec, is_function, suggest_model_name
 from tritongen.spec.problems import explain
 from tritongen.spec.yaml_lines import Document, read_yaml
@@ -22,6 +22,18 @@ def load(path: Path) -> Spec:
     except ValidationError as error:
         raise explain(error, document) from error
     return _anchor(spec, path.parent)
+
+
+def check_models(path: Path, spec: Spec) -> None:
+    """ModelError with file and line for a model of the spec at `path` that does not exist."""
+    for name, model in spec.models.items():
+        if not model.path.exists():
+            where = read_yaml(path).where(("models", name, "path"))
+            raise ModelError(
+                f"{where}: models.{name}.path: there is no file {model.path}",
+                expected=f"an ONNX file; paths count from the folder of {path.name}",
+                fix="correct the path",
+            )
 
 
 def _refuse_internal_keys(document: Document) -> None:

@@ -125,7 +125,6 @@ def _unknown_key(schema: dict[str, Any], where: str, key: str, location: Locatio
     elsewhere = "" if near else _home(schema, name)
     return SpecError(
         f"{where}: unknown key '{key}'",
-        found=name,
         expected=", ".join(allowed),
         fix=f"did you mean '{near[0]}'?" if near else elsewhere or "remove it",
     )
