@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from typing import Literal
 
+import pytest
 from rich.console import Console
+from rich.table import Table
 
 from tests.unit.test_selection import FAST_INT8, MACHINE, SLOW_FP32, choose, trial
-from tritongen.report.build import print_build
+from tritongen.report.build import first_load_test, print_build
+from tritongen.report.console import console
 from tritongen.report.terminal import progress
 from tritongen.runs.build import Build, ModelBuild
 from tritongen.runs.events import Event
@@ -32,9 +36,50 @@ def test_everything_that_was_tried_is_shown_with_its_numbers() -> None:
     assert "3 candidates on onnxruntime" in text
     for telling in ("selected", "passed", "failed: because", "5 / 7.5", "400 (8x1)", "fp8 is not tried"):
         assert telling in text, text
-    assert "tritongen loadtest net --rate 200" in text
+    assert "tritongen loadtest net --rate 100" in text
     assert "(version 3)" in text
     assert max(len(line) for line in text.splitlines() if "(8x1)" in line) <= 80
+
+
+def built(status: Literal["built", "unchanged"] = "built") -> ModelBuild:
+    trials = (SLOW_FP32, FAST_INT8)
+    return ModelBuild(
+        name="net", status=status, seconds=0.1, repository="model_repository/net", version=3,
+        selection=choose(trials, notes=["fp8 is not tried"]), trials=trials,
+    )  # fmt: skip
+
+
+def test_an_unchanged_model_takes_one_line() -> None:
+    (line,) = summary(built("unchanged"), width=400).splitlines()
+    assert "net: unchanged since the last build" in line
+    assert "version 3 in model_repository/net" in line
+
+
+def test_what_was_told_already_is_not_told_again() -> None:
+    stream = io.StringIO()
+    build = Build(machine=MACHINE, models=(built(),))
+    print_build(Console(file=stream), build, repository="r", told={"fp8 is not tried"})
+    assert "fp8" not in stream.getvalue()
+    assert "change in points" not in stream.getvalue()
+
+
+def test_the_first_load_test_is_within_reach() -> None:
+    assert first_load_test("net", SLOW_FP32.curve).startswith("tritongen loadtest net --rate ")
+    slow = SLOW_FP32.curve[0].model_copy(update={"throughput": 31.0, "batch_size": 1})
+    fast = slow.model_copy(update={"throughput": 900.0, "batch_size": 8})
+    assert first_load_test("net", (slow, fast)) == "tritongen loadtest net --rate 10"
+    assert "other models" in first_load_test("net", (slow,), others=2)
+
+
+def test_what_is_piped_is_neither_wrapped_nor_padded(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("a", "b", box=None)
+    table.add_row("/long" * 100, "x")
+    table.add_row("short", "y")
+    console().print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "/long" * 100 in lines[1]
+    assert lines == [line.rstrip() for line in lines]
 
 
 def test_a_failed_model_takes_no_room_in_the_summary() -> None:

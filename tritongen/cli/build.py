@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tritongen.autotune.build import Publish, Published, SelectedModel
     from tritongen.runs.build import Build
-    from tritongen.runs.events import EventSink
+    from tritongen.runs.events import Event, EventSink
     from tritongen.runs.store import RunDirectory
     from tritongen.spec import ModelSpec, Spec
 
@@ -54,35 +54,46 @@ _INTERRUPTED = 130
 def command(
     models: tuple[Path, ...], fresh: bool, effort: str, force: bool, as_json: bool, **flags: Any
 ) -> int:
-    from rich.console import Console
-
     from tritongen.autotune.build import build_models
+    from tritongen.report.console import console as make_console
     from tritongen.report.terminal import progress
     from tritongen.repository.preflight import check_destination
 
     spec = options.read_spec(models, **flags)
     check_destination(spec, force=force)
-    console = Console(stderr=as_json, highlight=False)
-    with _terminable(), progress(Console(stderr=True, highlight=False) if as_json else console) as events:
+    told: set[str] = set()
+    console = make_console(stderr=as_json)
+    with _terminable(), progress(console) as events:
         try:
             publish = _publisher(spec, force=force)
-            build = build_models(spec, _adapt, publish, events, fresh=fresh, effort=effort)
+            build = build_models(spec, _adapt, publish, _noting(events, told), fresh=fresh, effort=effort)
         except KeyboardInterrupt:
             build = None
     if build is None:
         click.echo("stopped; finished trials are kept: run the same command again to resume", err=True)
         return _INTERRUPTED
-    _show(build, spec, console, as_json=as_json)
+    _show(build, spec, console, told, as_json=as_json)
     return next((model.exit_code for model in build.models if model.status == "failed"), 0)
 
 
-def _show(build: Build, spec: Spec, console: Any, *, as_json: bool) -> None:
+def _noting(events: EventSink, told: set[str]) -> EventSink:
+    """`events`, which remembers the notes that were shown: the summary need not repeat them."""
+
+    def sink(event: Event) -> None:
+        if event.status == "note":
+            told.add(event.message)
+        events(event)
+
+    return sink
+
+
+def _show(build: Build, spec: Spec, console: Any, told: set[str], *, as_json: bool) -> None:
     from tritongen.report.build import print_build
 
     if as_json:
         click.echo(build.model_dump_json(by_alias=True, indent=2))
     else:
-        print_build(console, build, repository=str(spec.repository))
+        print_build(console, build, repository=str(spec.repository), told=told)
     for model in build.models:
         if model.status == "failed":
             click.echo(f"error: model '{model.name}': {model.error}", err=True)

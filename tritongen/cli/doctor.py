@@ -38,9 +38,10 @@ def command(as_json: bool) -> int:
 
 
 def _show(checks: Sequence[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from tritongen.report.console import console
 
     table = Table(box=None, pad_edge=False)
     for column in ("", "what", "found", "needed for"):
@@ -50,4 +51,4 @@ def _show(checks: Sequence[Check]) -> None:
         table.add_row(Text(mark, style), check.name, Text(check.found), Text(check.needed_for))
         if check.fix and check.state != "ok":
             table.add_row("", "", Text(f"→ {check.fix}", "bold"), "")
-    Console(soft_wrap=False).print(table)
+    console().print(table)

@@ -26,6 +26,7 @@ Examples:
 """
 
 _MOST_OPERATORS = 12
+_MEGABYTE = 1_000_000
 
 
 @click.command(epilog=EXAMPLES, short_help="Show a model's inputs, outputs, batch axis, opset and size.")
@@ -128,11 +129,12 @@ def _tensor_json(spec: TensorSpec, entry: ResolvedInput | None) -> dict[str, Any
 
 
 def _show(graph: Graph, inputs: tuple[ResolvedInput, ...], note: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from tritongen.report.console import console as make_console
+
+    console = make_console()
     tensors = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "name", "dtype", "shape", "in trials"):
         tensors.add_column(column, overflow="fold")
@@ -142,7 +144,7 @@ def _show(graph: Graph, inputs: tuple[ResolvedInput, ...], note: str | None) -> 
             shape = ", ".join(str(dim) for dim in spec.shape)
             used = _used(resolved.get(spec.name) if role == "input" else None)
             tensors.add_row(role, Text(spec.name), spec.dtype.name, Text(f"[{shape}]"), Text(used))
-    console.print(Text(str(graph.path), "bold"))
+    console.print(Text(str(graph.path), "bold"), soft_wrap=True)
     console.print(tensors)
     console.print()
     facts = Table(box=None, pad_edge=False, show_header=False)
@@ -181,7 +183,8 @@ def _facts(graph: Graph, note: str | None) -> list[tuple[str, str]]:
 
 
 def _size(graph: Graph) -> str:
-    text = f"{graph.size_bytes / 1e6:.1f} MB"
+    size = graph.size_bytes
+    text = f"{size / 1e6:.1f} MB" if size >= _MEGABYTE else f"{size / 1e3:.1f} KB"
     return text + (f", with external data in {', '.join(graph.external_data)}" if graph.external_data else "")
 
 

@@ -17,9 +17,10 @@ def layers(plan: Path, profile: int, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"schema": "tritongen/layers/1", **asdict(report)}, indent=2))
         return 0
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from tritongen.report.console import console
 
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in report.shapes.items())
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"profile {profile}: {shapes}")
@@ -29,7 +30,7 @@ def layers(plan: Path, profile: int, as_json: bool) -> int:
         time = "" if layer.time_ms is None else f"{layer.time_ms:.4f}"
         kind = "reformat" if layer.reformat else layer.precision
         table.add_row(time, kind, Text(layer.name), Text(layer.tactic))
-    Console(highlight=False).print(table)
+    console().print(table)
     return 0
 
 

@@ -172,6 +172,19 @@ def _announce(server: EmbeddedServer) -> None:
         click.echo(f"  model    {name} (version {versions})")
     if names:
         # loadtest finds this server by itself, whatever its port.
-        click.echo(f"Next: tritongen loadtest {names[0]} --rate 50 --p99-ms 50")
+        click.echo(f"Next: {_load_test(server.repository, names)}")
     else:
         click.echo("  no models: the repository is empty (`tritongen build MODEL.onnx` fills it)")
+
+
+def _load_test(repository: Path, names: list[str]) -> str:
+    """What `build` proposes, by the numbers in the manifest; a model that others wrote has none."""
+    from tritongen.errors import RepositoryError
+    from tritongen.report.build import first_load_test
+    from tritongen.repository.manifest import read_manifest
+
+    try:
+        curve = read_manifest(repository / names[0]).curve
+    except RepositoryError:
+        curve = ()
+    return first_load_test(names[0], curve, others=len(names) - 1)

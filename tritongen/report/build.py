@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,27 +17,37 @@ _MEGABYTE = 1 << 20
 _FIRST_RATE = 200
 """Requests per second that any server of a quick model carries: a first load test should not be a defeat."""
 
+_UNKNOWN = 20.0
+"""Taken for the throughput of a model that nobody measured."""
 
-def print_build(console: Console, build: Build, *, repository: str) -> None:
-    """Each built model's candidates, its winner, and the commands to try next."""
+
+def print_build(
+    console: Console, build: Build, *, repository: str, told: Collection[str] = frozenset()
+) -> None:
+    """Each built model's candidates, its winner, and the commands to try next; not the notes in `told`."""
     served = [model for model in build.models if model.status != "failed"]
     for model in served:
+        if model.status == "unchanged":
+            console.print(escape(_unchanged(model)), highlight=False, soft_wrap=True)
+        else:
+            console.print()
+            _print_model(console, model, told)
+    if any(model.status == "built" for model in served):
         console.print()
-        _print_model(console, model)
-    if served:
-        console.print()
-        console.print(f"[bold]Repository[/] {escape(repository)}, ready to serve. Next:")
+        console.print(f"[bold]Repository[/] {escape(repository)}, ready to serve. Next:", soft_wrap=True)
         for command in _next_commands(served, repository):
             console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
 
 
-def _print_model(console: Console, model: ModelBuild) -> None:
+def _print_model(console: Console, model: ModelBuild, told: Collection[str]) -> None:
     selection = model.selection
     if selection is None:
         return
     console.print(_table(model.name, model.trials, selection))
-    console.print("[dim]in brackets: change in points; batch size x instances at once[/]", highlight=False)
-    for line in _verdicts(selection):
+    changed = any(_change(trial.accuracy) for trial in model.trials)
+    brackets = f"in brackets: {'change in points; ' if changed else ''}batch size x instances at once"
+    console.print(f"[dim]{brackets}[/]", highlight=False)
+    for line in _verdicts(selection, told):
         console.print(line, highlight=False, soft_wrap=True)
     for line in _facts(model, selection):
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
@@ -75,14 +85,19 @@ def _accuracy(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return "-"
     if accuracy.basis == "labels" and accuracy.value is not None:
-        loss = f" ({-accuracy.loss:+.2f})" if accuracy.loss else ""
-        return f"{accuracy.metric} {100 * accuracy.value:.2f} %{loss}"
+        return f"{accuracy.metric} {100 * accuracy.value:.2f} %{_change(accuracy)}"
     if accuracy.basis == "synthetic":
         return "no data"
     if accuracy.outputs:
         worst = max(accuracy.outputs, key=lambda o: (not o.passed, o.value / o.limit if o.limit else 0.0))
         return f"{worst.measure} {worst.value:.3g}"
     return "passed" if accuracy.passed else "not passed"
+
+
+def _change(accuracy: Accuracy | None) -> str:
+    if accuracy is None or accuracy.basis != "labels" or accuracy.value is None or not accuracy.loss:
+        return ""
+    return f" ({-accuracy.loss:+.2f})"
 
 
 def _batch_one(trial: Trial) -> str:
@@ -120,7 +135,7 @@ def _outcome(trial: Trial, *, won: bool) -> str:
     return {Outcome.PASSED: "passed", Outcome.REJECTED: "rejected", Outcome.FAILED: "failed"}[trial.outcome]
 
 
-def _verdicts(selection: Selection) -> Iterator[str]:
+def _verdicts(selection: Selection, told: Collection[str]) -> Iterator[str]:
     yield f"[green]✓[/] [bold]{escape(selection.winner)}[/] is selected: {escape(selection.reason)}"
     alike: dict[str, list[str]] = {}
     for loser in selection.losers:
@@ -128,7 +143,8 @@ def _verdicts(selection: Selection) -> Iterator[str]:
     for reason, candidates in alike.items():
         yield f"[dim]✗[/] {escape(', '.join(candidates))}: {escape(reason)}"
     for note in selection.notes:
-        yield f"[cyan]·[/] {escape(note)}"
+        if note not in told:
+            yield f"[cyan]·[/] {escape(note)}"
 
 
 def _facts(model: ModelBuild, selection: Selection) -> Iterator[str]:
@@ -143,24 +159,40 @@ def _facts(model: ModelBuild, selection: Selection) -> Iterator[str]:
         version = f" (version {model.version})" if model.version else ""
         yield f"written to {model.repository}{version}"
     yield from model.notes
-    if model.status == "unchanged":
-        yield f"unchanged since the last build, recognised in {model.seconds:.1f} s; --fresh measures again"
+
+
+def _unchanged(model: ModelBuild) -> str:
+    """One line: what was built before, where it is, and how to have it measured again."""
+    winner = f": {model.selection.winner}" if model.selection else ""
+    version = f", version {model.version}" if model.version else ""
+    return (
+        f"{model.name}: unchanged since the last build (recognised in {model.seconds:.1f} s)"
+        f"{winner}{version} in {model.repository}; --fresh measures again"
+    )
 
 
 def _next_commands(models: list[ModelBuild], repository: str) -> Iterator[str]:
-    """What a newcomer types next; a server should carry half of a slow engine's throughput."""
+    """What a newcomer types next."""
     where = "" if repository == "model_repository" else f" {shlex.quote(repository)}"
     yield f"tritongen serve{where} --background"
-    best = best_point(_winner(models[0])) if models[0].selection else None
-    if best is not None:
-        rate = min(_FIRST_RATE, _round_down(best.throughput / 2))
-        yield f"tritongen loadtest {models[0].name} --rate {rate}"
+    first = models[0]
+    if first.selection is not None:
+        yield first_load_test(first.name, _winner(first).curve, others=len(models) - 1)
     yield "tritongen stop"
 
 
 def _winner(model: ModelBuild) -> Trial:
     winner = model.selection.winner if model.selection else None
     return next(trial for trial in model.trials if trial.candidate.id == winner)
+
+
+def first_load_test(name: str, curve: Sequence[LatencyPoint], *, others: int = 0) -> str:
+    """A load test that a server should pass: half of what the engine alone did at its smallest batch."""
+    smallest = min((point.batch_size for point in curve), default=None)
+    fastest = max((point.throughput for point in curve if point.batch_size == smallest), default=_UNKNOWN)
+    rate = min(_FIRST_RATE, _round_down(fastest / 2))
+    likewise = "  # likewise for each of the other models" if others > 0 else ""
+    return f"tritongen loadtest {name} --rate {rate}{likewise}"
 
 
 def _round_down(rate: float) -> int:
