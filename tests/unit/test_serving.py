@@ -20,10 +20,12 @@ from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, model_failures
 from tritongen.serving.ports import check_port, free_ports, holder, ipv4_address
 from tritongen.serving.registry import (
+    KEPT_LOGS,
     RunningServer,
     choose_server,
     find_server,
     forget,
+    new_log,
     process_identity,
     record_path,
     register,
@@ -143,6 +145,21 @@ class TestRegistry:
         monkeypatch.chdir(tmp_path)
         assert choose_server(tmp_path, None) == server
         assert choose_server(tmp_path, Path("other")) == other
+
+    def test_the_last_ten_logs_are_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "logs").mkdir()
+        other = new_log(tmp_path, tmp_path / "other")
+        other.touch()
+        first = new_log(tmp_path, tmp_path / "repository")
+        for i in range(12):
+            log = first.with_name(f"{first.stem}-{i:02}.log")
+            log.touch()
+            os.utime(log, (i + 1, i + 1))
+        new_log(tmp_path, tmp_path / "repository").touch()
+        assert other.exists()
+        left = sorted(path.name for path in first.parent.glob(f"{first.stem}-*"))
+        assert left[0].endswith("-03.log")
+        assert len(left) == KEPT_LOGS - 1
 
     def test_the_state_folder(self, tmp_path: Path) -> None:
         assert state_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/tritongen")

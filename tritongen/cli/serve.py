@@ -56,12 +56,12 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
     unless --host says otherwise, and ends with Ctrl-C (or `tritongen stop`).
     """
     from tritongen.serving.embedded import EmbeddedServer
-    from tritongen.serving.registry import record_path, state_folder
+    from tritongen.serving.registry import new_log, state_folder
 
     state = state_folder(os.environ)
     _refuse_second(state, repository)
     if background and log_file is None:
-        log_file = (state / "logs" / record_path(state, repository).name).with_suffix(".log")
+        log_file = new_log(state, repository)
     server = EmbeddedServer(
         repository,
         host=host,

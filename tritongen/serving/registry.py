@@ -1,6 +1,7 @@
 """Which servers `tritongen serve` has running: one small file each, outside the repository they serve.
 
 <state>/tritongen/servers/<digest of the repository's path>.json
+<state>/tritongen/logs/<the same digest>-<time>-<PID>.log           of those in the background
 
 A record whose process is gone (or whose PID now belongs to another process) is stale and is removed.
 """
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from tritongen.errors import RequirementError, ServerError
 from tritongen.files import write_text
 
 SCHEMA = "tritongen/server/1"
+KEPT_LOGS = 10
+"""Per repository, the newest included."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,15 @@ def record_path(state: Path, repository: Path) -> Path:
     """The record of the server of `repository`."""
     digest = hashlib.sha256(os.fsencode(repository.resolve())).hexdigest()[:16]
     return state / "servers" / f"{digest}.json"
+
+
+def new_log(state: Path, repository: Path) -> Path:
+    """Where the log of a new server of `repository` goes; of the earlier ones the last few are kept."""
+    stem, folder = record_path(state, repository).stem, state / "logs"
+    logs = sorted(folder.glob(f"{stem}*.log"), key=lambda path: path.stat().st_mtime_ns)
+    for old in logs[: max(0, len(logs) - KEPT_LOGS + 1)]:
+        old.unlink(missing_ok=True)
+    return folder / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
 
 
 def register(state: Path, server: RunningServer) -> None:
