@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongen.errors import InputError
+from tritongen.errors import InputError, ModelError
 from tritongen.repository.config_text import parse_rendered, render
 from tritongen.repository.existing import examine
 from tritongen.repository.model_config import probe_config
 from tritongen.repository.swap import explained, staging_folder
+from tritongen.spec import ServingSpec
 
 if TYPE_CHECKING:
     from tritongen.spec import ModelSpec, Spec
@@ -30,7 +31,7 @@ def check_destination(spec: Spec, *, force: bool) -> None:
     check_writable(spec.repository)
     for name, model in spec.models.items():
         examine(spec.repository / name, force=force)
-        if model.serving.model_fields_set:
+        if model.serving != ServingSpec():
             _check_config(name, model)
 
 
@@ -69,7 +70,11 @@ def _check_config(name: str, model: ModelSpec) -> None:
     """Render and parse a configuration like the one to come."""
     from tritongen.graph import inspect_model
 
+    try:
+        graph = inspect_model(model.path)
+    except ModelError:
+        return  # its own build says so, and the other models are built
     largest = _LARGEST_BATCH if model.max_batch_size is None else model.max_batch_size
-    config = probe_config(name, model.serving, inspect_model(model.path), largest)
+    config = probe_config(name, model.serving, graph, largest)
     if model.serving.raw or model.serving.template:
         parse_rendered(render(config, model.serving.template), config, model.serving.template)
