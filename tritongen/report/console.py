@@ -24,6 +24,7 @@ class _Plain(Console):
         with self.capture() as captured:
             super().print(*objects, **options)
         self.file.write("".join(_stripped(line) for line in captured.get().splitlines(keepends=True)))
+        self.file.flush()  # progress is read while it happens
 
 
 def _stripped(line: str) -> str:
