@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -12,9 +11,10 @@ _AS_LONG_AS_NEEDED = 10_000
 
 def console(*, stderr: bool = False) -> Console:
     """Standard output (or error): wrapped and coloured on a terminal only, never cut or padded elsewhere."""
-    if (sys.stderr if stderr else sys.stdout).isatty():
-        return Console(stderr=stderr, highlight=False)
-    return _Plain(stderr=stderr, highlight=False, width=_AS_LONG_AS_NEEDED)
+    terminal = Console(stderr=stderr, highlight=False)
+    return (
+        terminal if terminal.is_terminal else _Plain(stderr=stderr, highlight=False, width=_AS_LONG_AS_NEEDED)
+    )
 
 
 class _Plain(Console):
