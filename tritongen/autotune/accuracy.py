@@ -297,7 +297,7 @@ def _noise_text(name: str, flips: tuple[int, int], samples: int) -> str:
         return ""
     variance = max(won + lost - (won - lost) ** 2 / samples, 0.0)
     margin = 196 * math.sqrt(variance) / samples
-    return f", ± {margin:.2f} at 95 %; {lost} right answers lost, {won} won"
+    return f", ± {margin:.2f} at 95 %; {lost} right answer{'' if lost == 1 else 's'} lost, {won} won"
 
 
 def _closeness_text(result: OutputError, closeness: Closeness, samples: int, count: int) -> str:
