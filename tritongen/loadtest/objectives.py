@@ -141,7 +141,8 @@ def _judge_mean(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
     """A failed request counts as the time-out: its true time is at least that."""
     values = np.where(evidence.samples.ok, evidence.samples.response_ms, evidence.timeout_ms)
     judged = statistics.judge_mean(values, alpha)
-    outcome = _side(judged.interval, slo, judged.autocorrelation, enough=len(values) >= statistics.FIRST_LOOK)
+    swings = 0.0 if statistics.far_below(values, slo.limit) else judged.autocorrelation
+    outcome = _side(judged.interval, slo, swings, enough=len(values) >= statistics.FIRST_LOOK)
     return _figure_objective(slo, outcome, judged, requests=len(values), alpha=alpha, unit="ms")
 
 
@@ -149,10 +150,11 @@ def _judge_throughput(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
     items = evidence.batch_size if slo.unit == "inferences/s" else 1
     requests, answered = len(evidence.samples), int(evidence.samples.ok.sum())
     if evidence.rate is None:
-        judged = statistics.judge_mean(_completions_per_s(evidence) * items, alpha)
-        outcome = _side(
-            judged.interval, slo, judged.autocorrelation, enough=answered >= statistics.FIRST_LOOK
-        )
+        rates = _completions_per_s(evidence) * items
+        judged = statistics.judge_mean(rates, alpha)
+        far_above = bool(rates.min() * statistics.HEADROOM >= slo.limit)
+        swings = 0.0 if far_above else judged.autocorrelation
+        outcome = _side(judged.interval, slo, swings, enough=answered >= statistics.FIRST_LOOK)
         return _figure_objective(slo, outcome, judged, requests=requests, alpha=alpha, unit=slo.unit)
     # An open loop offers a rate: the share of it that may go unanswered is what the promise leaves.
     offered = evidence.rate * items
