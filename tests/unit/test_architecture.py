@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": _MODEL | {"runs", "precision"},
     "autotune": _MODEL | {"runs", "precision", "engines"},
     "repository": _MODEL | {"runs", "engines", "autotune.selection"},
-    "serving": _WORDS | {"repository.manifest"},
+    "serving": _WORDS | {"repository.manifest", "repository.targets", "repository.findings"},
     "loadtest": _MODEL | {"runs", *_RUNNING_SERVER},
     "tuning": _MODEL | {"runs", "loadtest", *_RUNNING_SERVER},
     "report": _WORDS | {"runs"},

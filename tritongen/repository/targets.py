@@ -45,6 +45,12 @@ class Target:
     max_opset: int | None
     """The largest version of ONNX's own operator set that its ONNX Runtime reads."""
 
+    cuda: Known | None = None
+    min_driver: str | None = None
+    """The oldest NVIDIA driver that runs its CUDA (minor version compatibility); None if that is unknown."""
+    min_compute_capability: str | None = None
+    """The oldest GPU that it supports ("7.5")."""
+
     def why_unreadable(self, ir_version: int, opset: int) -> str | None:
         """Why its ONNX Runtime refuses such a file, in one sentence; None if it reads it or is unknown."""
         reader = f"ONNX Runtime {self.onnxruntime} of {self.name}"
@@ -73,6 +79,9 @@ def find_target(image: str | None) -> Target:
         onnxruntime=onnxruntime,
         max_ir_version=limits.get("max_ir_version"),
         max_opset=limits.get("max_opset"),
+        cuda=(cuda := _known(row.get("cuda"))),
+        min_driver=_table()["drivers"].get(cuda.version.split(".")[0]) if cuda else None,
+        min_compute_capability=_min_compute_capability(tag),
     )
 
 
@@ -94,9 +103,19 @@ def embedded() -> Target:
 _TRITON_OF_PYTRITON = {"0.7.0": "2.51.0"}
 
 
+def same_release(one: str, other: str) -> bool:
+    """Versions agree as far as the shorter one goes ("10.11" and "10.11.0.33")."""
+    return all(a == b for a, b in zip(one.split("."), other.split("."), strict=False))
+
+
 def known_tags() -> tuple[str, ...]:
     """Every image tag of the table ("23.04" …), oldest first."""
     return tuple(sorted(_table()["images"]))
+
+
+def _min_compute_capability(tag: str) -> str | None:
+    since: dict[str, str] = _table()["compute_capabilities"]
+    return next((since[first] for first in sorted(since, reverse=True) if first <= tag), None)
 
 
 def _tag(image: str) -> str:

@@ -17,7 +17,7 @@ from tritongen.repository.model_match import check_model_file
 from tritongen.repository.plan_match import check_plan_here
 from tritongen.repository.rules import backend_of, check_rules, server_options
 from tritongen.repository.swap import staging_folder
-from tritongen.repository.targets import EMBEDDED
+from tritongen.repository.targets import EMBEDDED, same_release
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
@@ -287,7 +287,7 @@ def _plan(manifest: Manifest, target: Target) -> Iterator[Finding]:
             "a plan loads only in the very TensorRT version that built it",
             "name the image with --image",
         )
-    elif built is not None and not _same_release(built, target.tensorrt.version):
+    elif built is not None and not same_release(built, target.tensorrt.version):
         yield Finding(
             manifest.name,
             "target",
@@ -304,9 +304,3 @@ def _plan(manifest: Manifest, target: Target) -> Iterator[Finding]:
             f"docker run --rm {target.name} printenv TRT_VERSION",
             "warning",
         )
-
-
-def _same_release(one: str, other: str) -> bool:
-    """Versions agree as far as the shorter one goes ("10.11" and "10.11.0.33")."""
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    return all(a == b for a, b in pairs)
