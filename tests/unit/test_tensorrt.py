@@ -29,7 +29,7 @@ from tritongen.engines.tensorrt.profiles import (
 from tritongen.engines.tensorrt.recipes import recipes_for
 from tritongen.engines.tensorrt.report import plan_layers
 from tritongen.engines.tensorrt.runner import feed
-from tritongen.engines.tensorrt.serving import graph_batch_sizes, optimization_text
+from tritongen.engines.tensorrt.serving import graph_batch_sizes, optimization_text, preferred_batch_sizes
 from tritongen.errors import BuildError, DataError, RequirementError
 from tritongen.graph import inspect_model
 from tritongen.precision.fixed_shapes import fix_shapes
@@ -103,7 +103,8 @@ def artifact(profiles: str, dtype: str = "float32") -> Artifact:
 
 def test_config_names_profiles_graphs_and_the_plans_own_types() -> None:
     text = to_text(profiles_per_batch_size([IMAGE], (1, 8)))
-    traits = TensorRTEngine().serving_traits(artifact(text, "int32"), {"cuda_graph": True})
+    engine = TensorRTEngine().with_shapes([IMAGE], 8)
+    traits = engine.serving_traits(artifact(text, "int32"), {"cuda_graph": True})
     assert (traits.backend, traits.filename, traits.instance_kind) == ("tensorrt", "model.plan", "KIND_GPU")
     assert traits.profiles == ("0", "1")
     assert str(traits.inputs[0]) == "x: int32[?, 3, ?, 8]"
@@ -121,8 +122,25 @@ def test_config_names_profiles_graphs_and_the_plans_own_types() -> None:
 
 
 def test_without_graphs_or_profiles_nothing_is_said() -> None:
-    assert optimization_text([wide_profile([IMAGE], 8)], cuda_graph=False) == ""
-    assert optimization_text([], cuda_graph=True) == ""
+    assert optimization_text([wide_profile([IMAGE], 8)], 8, cuda_graph=False) == ""
+    assert optimization_text([], 8, cuda_graph=True) == ""
+
+
+def test_without_batching_triton_captures_the_one_graph_and_axis_0_stays_what_it_is() -> None:
+    text = to_text([{"x": Extent((1, 3), (4, 3), (8, 3))}])
+    traits = TensorRTEngine().with_shapes([IMAGE], 0).serving_traits(artifact(text), {"cuda_graph": True})
+    assert traits.optimization == "cuda { graphs: true }"
+    assert str(traits.outputs[0]) == "y: float32[1, 10]"
+
+
+def test_preferred_sizes_are_those_that_profiles_between_are_tuned_for() -> None:
+    def sizes(*tuned: int) -> tuple[int, ...]:
+        return preferred_batch_sizes(profiles_per_batch_size([IMAGE], tuned), max(tuned))
+
+    assert sizes(8) == ()
+    assert sizes(1, 8) == ()
+    assert sizes(1, 8, 64) == (8, 64)
+    assert preferred_batch_sizes([wide_profile([IMAGE], 0)], 0) == ()
 
 
 def layer(name: str, kind: str, tactic: str, formats: str) -> dict[str, Any]:

@@ -63,6 +63,8 @@ class ServingTraits:
     """Text inside `optimization { }`, or empty."""
     profiles: tuple[str, ...] = ()
     """Indices of the optimization profiles that an instance uses; empty: the only one."""
+    preferred_batch_sizes: tuple[int, ...] = ()
+    """Batch sizes that the artifact is tuned for, where there are several; the spec's own win over them."""
     inputs: tuple[TensorSpec, ...] = ()
     """As the artifact itself reports them; empty: as the graph declares them. So are outputs."""
     outputs: tuple[TensorSpec, ...] = ()

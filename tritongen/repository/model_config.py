@@ -124,7 +124,8 @@ def make_model_config(
             expected="max_batch_size 0 for a model whose batch axis is not confirmed",
             fix="set max_batch_size: 0",
         )
-    warmups, files = make_warmups(inputs, max_batch_size, sample) if serving.warmup else ((), {})
+    served = {spec.name: spec.dtype for spec in tensors.inputs}
+    warmups, files = make_warmups(inputs, max_batch_size, sample, served) if serving.warmup else ((), {})
     return ModelConfig(
         name=name,
         backend=traits.backend,
@@ -134,7 +135,7 @@ def make_model_config(
         instance_groups=(
             InstanceGroup(serving.instances or selection.instances, traits.instance_kind, traits.profiles),
         ),
-        dynamic_batching=_dynamic_batching(name, serving, max_batch_size),
+        dynamic_batching=_dynamic_batching(name, serving, max_batch_size, traits.preferred_batch_sizes),
         warmups=warmups,
         warmup_files=files,
         parameters={**traits.parameters, **serving.parameters},
@@ -194,7 +195,9 @@ def tensor_config(spec: TensorSpec, *, batching: bool) -> TensorConfig:
     return TensorConfig(spec.name, spec.dtype.config, (1,), () if batching else None)
 
 
-def _dynamic_batching(name: str, serving: ServingSpec, max_batch_size: int) -> DynamicBatching | None:
+def _dynamic_batching(
+    name: str, serving: ServingSpec, max_batch_size: int, tuned_for: Sequence[int] = ()
+) -> DynamicBatching | None:
     queue = None
     if serving.max_queue_size or serving.default_queue_timeout_us:
         queue = QueuePolicy(serving.max_queue_size or 0, serving.default_queue_timeout_us or 0)
@@ -217,7 +220,7 @@ def _dynamic_batching(name: str, serving: ServingSpec, max_batch_size: int) -> D
         return None
     _check_preferred(name, serving.preferred_batch_sizes, max_batch_size)
     return DynamicBatching(
-        preferred_batch_sizes=tuple(sorted(set(serving.preferred_batch_sizes))),
+        preferred_batch_sizes=tuple(sorted(set(serving.preferred_batch_sizes or tuned_for))),
         queue_delay_us=serving.queue_delay_us,
         priority_levels=serving.priority_levels,
         default_priority_level=_default_priority(name, serving),

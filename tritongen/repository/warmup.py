@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritongen.shapes import ResolvedInput
+    from tritongen.tensors import DataType
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,27 @@ def warmup_batch_sizes(max_batch_size: int) -> tuple[int, ...]:
 
 
 def make_warmups(
-    inputs: Sequence[ResolvedInput], max_batch_size: int, sample: Mapping[str, NDArray[Any]] | None = None
+    inputs: Sequence[ResolvedInput],
+    max_batch_size: int,
+    sample: Mapping[str, NDArray[Any]] | None = None,
+    served: Mapping[str, DataType] | None = None,
 ) -> tuple[tuple[Warmup, ...], dict[str, bytes]]:
     """Warm-up samples for the sizes that will be served, and the data files that they name.
 
     `random_data` is never used: Triton fills tensors with random *bits*, so that floats come out as 1e36 or
-    NaN and integers out of any range. Zeros do, unless 0 lies outside an integer input's range.
+    NaN and integers out of any range. Zeros do, unless 0 lies outside an integer input's range. `served` are
+    the types that clients send, where they differ from the graph's (TensorRT 8.6 narrows INT64 to INT32).
     """
     files: dict[str, bytes] = {}
     tensors = []
     for index, resolved in enumerate(inputs):
         dims = _dims(resolved, batching=max_batch_size > 0)
-        data = _data(resolved, dims, None if sample is None else sample.get(resolved.spec.name))
+        kind = (served or {}).get(resolved.spec.name, resolved.spec.dtype)
+        data = _data(resolved, kind, dims, None if sample is None else sample.get(resolved.spec.name))
         file = None if data is None else f"input_{index}"
         if data is not None:
             files[f"input_{index}"] = data
-        tensors.append(WarmupInput(resolved.spec.name, resolved.spec.dtype.config, dims, file))
+        tensors.append(WarmupInput(resolved.spec.name, kind.config, dims, file))
     sizes = warmup_batch_sizes(max_batch_size)
     return tuple(Warmup(f"batch_{size}", size, tuple(tensors)) for size in sizes), files
 
@@ -77,9 +83,10 @@ def _dims(resolved: ResolvedInput, *, batching: bool) -> tuple[int, ...]:
     return opt or (1,)
 
 
-def _data(resolved: ResolvedInput, dims: tuple[int, ...], sample: NDArray[Any] | None) -> bytes | None:
+def _data(
+    resolved: ResolvedInput, kind: DataType, dims: tuple[int, ...], sample: NDArray[Any] | None
+) -> bytes | None:
     """Raw bytes of one item, or None where zeros are safe."""
-    kind = resolved.spec.dtype
     if kind.name == "string":
         return None if sample is None else _strings(sample, prod(dims))
     if not kind.is_integer or resolved.value_range is None:

@@ -6,7 +6,7 @@ Run on a GPU with 8.6. Written for 10 and 11, whose API shape is run without a G
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from tritongen.engines.tensorrt.profiles import (
 )
 from tritongen.engines.tensorrt.recipes import recipes_for
 from tritongen.engines.tensorrt.runner import TensorRTRunner
-from tritongen.engines.tensorrt.serving import optimization_text
+from tritongen.engines.tensorrt.serving import optimization_text, preferred_batch_sizes, served_bindings
 from tritongen.errors import BuildError, RequirementError
 from tritongen.files import digest_files, replacing
 from tritongen.runs.events import Event, EventSink
@@ -134,14 +134,19 @@ class TensorRTEngine:
         )
 
     def serving_traits(self, artifact: Artifact, runtime: Options) -> ServingTraits:
-        """KIND_GPU, the plan's own tensors, its profiles, and CUDA graphs for every served batch size."""
-        profiles = from_text(str(artifact.details.get(PROFILES, "")))
-        bindings = batched(artifact.details["bindings"])
+        """KIND_GPU, the plan's own tensors, its profiles, and CUDA graphs for every served batch size.
+
+        Of the engine that `with_shapes` gave: the largest batch decides which sizes are served.
+        """
+        profiles, largest = from_text(str(artifact.details.get(PROFILES, ""))), self._max_batch_size
+        bindings = served_bindings(artifact.details["bindings"], largest)
+        cuda_graph = bool(runtime.get("cuda_graph", True))
         return ServingTraits(
             backend="tensorrt",
             filename=FILENAME,
             instance_kind="KIND_GPU",
-            optimization=optimization_text(profiles, cuda_graph=bool(runtime.get("cuda_graph", True))),
+            optimization=optimization_text(profiles, largest, cuda_graph=cuda_graph),
+            preferred_batch_sizes=preferred_batch_sizes(profiles, largest),
             profiles=tuple(str(index) for index in range(len(profiles))) if len(profiles) > 1 else (),
             inputs=tuple(_spec(entry) for entry in bindings if entry["input"]),
             outputs=tuple(_spec(entry) for entry in bindings if not entry["input"]),
@@ -202,13 +207,6 @@ def settings_of(candidate: Candidate, model: Path) -> Settings:
     if candidate.precision is Precision.INT8 and ranges.exists():
         settings = replace(settings, ranges=read_ranges(ranges))
     return settings
-
-
-def batched(bindings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The bindings with a dynamic batch on outputs too; 8.6 reports the first profile's size there."""
-    if not all(entry["shape"][:1] == [-1] for entry in bindings if entry["input"]):
-        return [dict(entry) for entry in bindings]
-    return [{**entry, "shape": [-1, *entry["shape"][1:]]} for entry in bindings]
 
 
 def _whole(options: Options, name: str) -> int | None:

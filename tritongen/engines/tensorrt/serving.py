@@ -1,8 +1,9 @@
-"""What config.pbtxt says of CUDA graphs: one per captured batch size, with the sizes that it also serves."""
+"""What config.pbtxt says of a plan's profiles: CUDA graphs, preferred batch sizes, the plan's own tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tritongen.engines.tensorrt.profiles import Profile
 
@@ -19,22 +20,44 @@ def graph_batch_sizes(max_batch_size: int) -> tuple[tuple[int, int], ...]:
     return tuple(zip(smallest, largest, strict=False))
 
 
-def optimization_text(profiles: Sequence[Profile], *, cuda_graph: bool) -> str:
-    """The text inside `optimization { }`; graphs for the usual (opt) sizes of the largest profile."""
+def optimization_text(profiles: Sequence[Profile], max_batch_size: int, *, cuda_graph: bool) -> str:
+    """The text inside `optimization { }`; graphs for the usual (opt) sizes of the largest profile.
+
+    Without batching (`max_batch_size` 0) Triton captures the one graph that there is by itself.
+    """
     if not cuda_graph or not profiles:
         return ""
-    extents = profiles[-1]
-    batches = {extent.max[0] for extent in extents.values() if extent.max}
-    lows = {extent.min[0] for profile in profiles for extent in profile.values() if extent.min}
-    if len(batches) != 1 or lows == batches:
+    if max_batch_size <= 1:
         return "cuda { graphs: true }"
+    extents = profiles[-1]
     specs = (
         f"graph_spec {{ batch_size: {high} {_inputs(extents)}"
         + (f" graph_lower_bound {{ batch_size: {low} {_inputs(extents)} }}" if low < high else "")
         + " }"
-        for low, high in graph_batch_sizes(batches.pop())
+        for low, high in graph_batch_sizes(max_batch_size)
     )
     return f"cuda {{ graphs: true {' '.join(specs)} }}"
+
+
+def preferred_batch_sizes(profiles: Sequence[Profile], max_batch_size: int) -> tuple[int, ...]:
+    """The batch sizes that profiles beside the first and the last are tuned for, and the largest.
+
+    Empty for one or two profiles: Triton sends the largest preferred size that the queue can fill, so that a
+    preferred 1 would end all batching, and the largest batch alone says nothing.
+    """
+    tuned = {extent.opt[0] for profile in profiles for extent in profile.values() if extent.opt}
+    between = sorted(size for size in tuned if 1 < size < max_batch_size)
+    return (*between, max_batch_size) if between else ()
+
+
+def served_bindings(bindings: Sequence[Mapping[str, Any]], max_batch_size: int) -> list[dict[str, Any]]:
+    """A plan's tensors as config.pbtxt must give them: with a dynamic batch, where the model batches.
+
+    8.6 reports the first profile's batch on outputs.
+    """
+    if max_batch_size == 0:
+        return [dict(entry) for entry in bindings]
+    return [{**entry, "shape": [-1, *entry["shape"][1:]]} for entry in bindings]
 
 
 def _inputs(profile: Profile) -> str:
