@@ -8,14 +8,18 @@ as one call; a batch between two graphs is padded to the larger one, as `graph_l
 
 from __future__ import annotations
 
+# First, because tritongen's copy of it adds the packages that the stub does not find by itself.
+import triton_python_backend_utils as triton  # isort: skip
+
 import ctypes
+import gc
 import json
 import math
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import tensorrt
-import triton_python_backend_utils as triton
 from cuda.bindings import runtime as cuda
 
 NUMPY = {
@@ -45,18 +49,21 @@ class ContractError(Exception):
 
 
 class Logger(tensorrt.ILogger):
-    """Keeps TensorRT's errors for the answer."""
+    """Keeps TensorRT's last errors for the answer."""
 
     def __init__(self):
         tensorrt.ILogger.__init__(self)
-        self.errors = []
+        self.errors = deque(maxlen=4)
 
     def log(self, severity, text):
         if severity in (tensorrt.ILogger.Severity.ERROR, tensorrt.ILogger.Severity.INTERNAL_ERROR):
             self.errors.append(text)
 
     def last(self):
-        return one_line("; ".join(self.errors[-2:])) or "no reason given"
+        """What was said since this was asked before."""
+        said = "; ".join(dict.fromkeys(self.errors))
+        self.errors.clear()
+        return one_line(said) or "no reason given"
 
 
 class Buffer:
@@ -74,6 +81,7 @@ class Buffer:
         return self.bytes[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
     def free(self):
+        self.bytes = None
         cuda.cudaFree(self.device)
         cuda.cudaFreeHost(self.host)
 
@@ -86,8 +94,15 @@ class TritonPythonModel:
         if args["model_instance_kind"] != "GPU":
             fail("TensorRT runs on GPUs: config.pbtxt must say instance_group { kind: KIND_GPU }")
         self.device = int(args["model_instance_device_id"])
-        check(cuda.cudaSetDevice(self.device))
         self.max_batch = int(config.get("max_batch_size", 0))
+        try:
+            self.load(config, args)
+        except RuntimeError as error:
+            fail(f"the plan cannot be prepared on GPU {self.device}: {one_line(error)}")
+
+    def load(self, config, args):
+        """Engine, contexts, buffers and CUDA graphs."""
+        check(cuda.cudaSetDevice(self.device))
         self.logger = Logger()
         self.engine = self.open_engine(config, args)
         self.stream = int(check(cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking)))
@@ -96,11 +111,14 @@ class TritonPythonModel:
         self.names = list(self.inputs) + list(self.outputs)
         self.contexts = {index: self.make_context(index) for index in wanted_profiles(config, args)}
         self.extents_of = {index: self.extents(index) for index in self.contexts}
+        self.check_largest_batch()
         self.buffers = {}
         self.graphs, self.lowers = {}, {}
         self.reserve_largest()
-        for spec in graph_specs(config, self.inputs):
-            self.capture(*spec)
+        for low, shapes in graph_specs(config, self.inputs):
+            # As in the C++ backend: a graph that no profile takes is left out, and the batch runs without.
+            if any(self.takes(index, shapes) for index in self.contexts):
+                self.capture(low, shapes)
 
     def execute(self, requests):
         """One response per request, in order; a request that cannot be served fails alone."""
@@ -128,23 +146,43 @@ class TritonPythonModel:
         return responses
 
     def finalize(self):
-        """Free GPU memory before the process ends."""
+        """Free GPU memory before the process ends: what uses something goes before it."""
+        cuda.cudaSetDevice(self.device)
+        cuda.cudaStreamSynchronize(self.stream)
         for graph, _ in self.graphs.values():
             cuda.cudaGraphExecDestroy(graph)
+        self.graphs.clear()
+        self.contexts.clear()
         for buffer in self.buffers.values():
             buffer.free()
-        self.contexts = self.engine = None
+        self.buffers.clear()
+        self.engine = None
+        gc.collect()
+        self.runtime = None
+        cuda.cudaStreamDestroy(self.stream)
+        # The logger stays: TensorRT keeps the first one of a process for messages of its own.
 
     def open_engine(self, config, args):
-        path = Path(args["model_repository"], args["model_version"])
-        path /= config.get("default_model_filename") or "model.plan"
+        path = Path(args["model_repository"], args["model_version"], self.plan_name(config))
         if not path.is_file():
             fail(f"there is no {path.name} in version {args['model_version']}")
+        if hasattr(tensorrt, "init_libnvinfer_plugins"):
+            tensorrt.init_libnvinfer_plugins(self.logger, "")
         self.runtime = tensorrt.Runtime(self.logger)
         engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             fail(f"TensorRT {tensorrt.__version__} cannot load {path.name}: {self.logger.last()}")
         return engine
+
+    def plan_name(self, config):
+        """The plan for this GPU's compute capability, or the one for all others."""
+        by_capability = config.get("cc_model_filenames") or {}
+        if by_capability:
+            properties = check(cuda.cudaGetDeviceProperties(self.device))
+            name = by_capability.get(f"{properties.major}.{properties.minor}")
+            if name:
+                return name
+        return config.get("default_model_filename") or "model.plan"
 
     def checked(self, tensors, mode):
         """Name → NumPy dtype of the configured tensors; fails unless the plan has them so."""
@@ -173,23 +211,34 @@ class TritonPythonModel:
         self.synchronize()
         return context
 
+    def check_largest_batch(self):
+        """Fail, as the C++ backend does, where no profile takes a batch of max_batch_size."""
+        if not self.max_batch:
+            return
+        batches = [min(high[0] for *_, high in extents.values()) for extents in self.extents_of.values()]
+        if max(batches) < self.max_batch:
+            profiles = ", ".join(map(str, self.contexts))
+            fail(
+                f"config.pbtxt says max_batch_size: {self.max_batch}; the plan's profiles that it names "
+                f"({profiles}) take batches of up to {max(batches)}"
+            )
+
     def extents(self, profile):
-        """Input → (smallest, largest) shape of a profile."""
+        """Input → (smallest, tuned-for, largest) shape of a profile."""
         found = {}
         for name in self.inputs:
             shape = tuple(self.engine.get_tensor_shape(name))
             if -1 in shape:
-                low, _, high = self.engine.get_tensor_profile_shape(name, profile)
-                found[name] = tuple(low), tuple(high)
+                found[name] = tuple(map(tuple, self.engine.get_tensor_profile_shape(name, profile)))
             else:
-                found[name] = shape, shape
+                found[name] = shape, shape, shape
         return found
 
     def reserve_largest(self):
         """Buffers for the largest shapes of all profiles, so that addresses never change."""
         for profile, context in self.contexts.items():
-            for name, (_, high) in self.extents_of[profile].items():
-                context.set_input_shape(name, high)
+            for name, (*_, high) in self.extents_of[profile].items():
+                self.shape_input(context, name, high)
             for name in self.names:
                 shape = tuple(context.get_tensor_shape(name))
                 if min(shape, default=0) < 0:
@@ -256,13 +305,39 @@ class TritonPythonModel:
         return shapes, None
 
     def set_shapes(self, shapes):
-        for profile, context in self.contexts.items():
-            extents = self.extents_of[profile]
-            if all(within(shapes[name], *extents[name]) for name in shapes):
-                for name, shape in shapes.items():
-                    context.set_input_shape(name, shape)
-                return context
-        raise ContractError(f"no optimization profile takes {list(shapes.values())}")
+        """The context of the profile that is tuned nearest to these shapes, as the C++ backend counts it."""
+        fitting = [profile for profile in self.contexts if self.takes(profile, shapes)]
+        if not fitting:
+            asked = ", ".join(f"'{name}' {list(shape)}" for name, shape in shapes.items())
+            raise ContractError(f"no optimization profile takes {asked}; they take {self.taken()}")
+        context = self.contexts[min(fitting, key=lambda profile: self.distance(profile, shapes))]
+        for name, shape in shapes.items():
+            self.shape_input(context, name, shape)
+        return context
+
+    def takes(self, profile, shapes):
+        extents = self.extents_of[profile]
+        return all(within(shape, extents[name][0], extents[name][2]) for name, shape in shapes.items())
+
+    def distance(self, profile, shapes):
+        """How far these shapes are from those that the profile is tuned for."""
+        extents = self.extents_of[profile]
+        return sum(
+            abs(size - usual)
+            for name, shape in shapes.items()
+            for size, usual in zip(shape, extents[name][1], strict=True)
+        )
+
+    def shape_input(self, context, name, shape):
+        if not context.set_input_shape(name, shape):
+            raise ContractError(f"input '{name}' cannot have the shape {list(shape)}: {self.logger.last()}")
+
+    def taken(self):
+        """What the profiles of this instance take, in words."""
+        return " or ".join(
+            ", ".join(f"'{name}' {list(low)} to {list(high)}" for name, (low, _, high) in extents.items())
+            for extents in self.extents_of.values()
+        )
 
     def fill(self, members, shapes):
         for name, dtype in self.inputs.items():
@@ -296,8 +371,12 @@ class TritonPythonModel:
         self.synchronize()
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cuda.cudaStreamBeginCapture(self.stream, mode))
-        produced = self.launch(context, shapes)
-        graph = check(cuda.cudaStreamEndCapture(self.stream))
+        try:
+            produced = self.launch(context, shapes)
+        finally:
+            # Also after a failure: a stream that is left capturing takes nothing else.
+            ended = cuda.cudaStreamEndCapture(self.stream)
+        graph = check(ended)
         executable = check(cuda.cudaGraphInstantiate(graph, 0))
         cuda.cudaGraphDestroy(graph)
         key = tuple(shapes.values())
@@ -332,7 +411,7 @@ def wanted_profiles(config, args):
     """The profiles that this instance's group lists; without a list the first one."""
     name = args["model_instance_name"]
     for group in config.get("instance_group", []):
-        if group.get("profile") and (not group.get("name") or name.startswith(group["name"])):
+        if group.get("profile") and (not group.get("name") or name.startswith(group["name"] + "_")):
             return [int(index) for index in group["profile"]]
     return [0]
 
