@@ -32,6 +32,7 @@ from tritongen.engines.tensorrt.runner import feed
 from tritongen.engines.tensorrt.serving import graph_batch_sizes, optimization_text, preferred_batch_sizes
 from tritongen.errors import BuildError, DataError, RequirementError
 from tritongen.graph import inspect_model
+from tritongen.plan_errors import explain
 from tritongen.precision.fixed_shapes import fix_shapes
 from tritongen.precision.int8 import write_ranges
 from tritongen.precision.recipe import Int8Recipe
@@ -195,6 +196,49 @@ def test_load_errors_are_explained(said: str, found: str) -> None:
     assert error.found is not None
     assert found in error.found
     assert error.fix is not None
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "found"),
+    [
+        ("expecting library version 8.6.1.6 got 8.6.0.12, please rebuild.", "version",
+         "built by 8.6.0.12, loaded by 8.6.1.6"),
+        ("generated on an incompatible device, expecting compute 8.0 got compute 9.0, please", "gpu",
+         "built for compute capability 9.0, this GPU has 8.0"),
+        ("getCreator: could not find plugin: MyNorm version: 1", "plugin", "no plugin 'MyNorm'"),
+        ("Cannot deserialize plugin since corresponding IPluginCreator not found", "plugin", "not found"),
+        ("CUDA: cudaErrorMemoryAllocation", "memory", "cudaErrorMemoryAllocation"),
+        ("Requested amount of GPU memory (123 bytes) could not be allocated.", "memory", "123 bytes"),
+        ("the plan's profiles that it names (0, 1) take batches of up to 8", "profile", "batches of up to 8"),
+        ("profile 3[3] for m. Expected optimization profile index range 0-1", "profile", "range 0-1"),
+        ("magicTagRead == kMAGIC_TAG failed.Magic tag does not match", "file", "agic"),
+        ("kSERIALIZATION_VERSION failed.Version tag does not match. Note: Current Version: 232", "version",
+         "does not read"),
+        ("IRuntime::setEngineHostCodeAllowed must be true", "host-code", "setEngineHostCodeAllowed"),
+    ],
+)  # fmt: skip
+def test_known_words_of_tensorrt_are_told_in_the_users(said: str, kind: str, found: str) -> None:
+    problem = explain(said)
+    assert problem is not None
+    assert (problem.kind, found in problem.found) == (kind, True), problem.found
+    assert problem.fix
+
+
+def test_other_words_are_left_as_they_are() -> None:
+    assert explain("something new") is None
+    assert "something new" in str(load_error(Path("model.plan"), "something new", "8.6.0").found)
+
+
+def test_a_server_that_cannot_load_a_plan_says_why() -> None:
+    from tritongen.serving.diagnosis import cause_of_failure
+
+    log = (
+        "E1122 12:53:41 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: "
+        "TritonModelException: TensorRT 8.6.0: expecting compute 8.0 got compute 9.0, please"
+    )
+    error = cause_of_failure(log, 1, Path("repo"), None)
+    assert error.message == "Triton cannot serve model 'm': its plan was built for another GPU"
+    assert "9.0, this GPU has 8.0" in str(error.found)
 
 
 def test_a_refusal_names_each_node_and_the_choices() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from tritongen.errors import ServerError
+from tritongen.plan_errors import explain
 
 _LOAD_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<cause>.*)")
 _POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<cause>.*)")
@@ -31,6 +33,8 @@ def cause_of_failure(log: str, exit_code: int, repository: Path, log_file: Path 
     """The error that explains why the server ended before it was ready."""
     where = f"the whole log is in {log_file}" if log_file else "keep the whole log with --log-file PATH"
     if failures := model_failures(log):
+        if len(failures) == 1 and (known := _known_plan_problem(failures, where)):
+            return known
         names = ", ".join(f"'{name}'" for name in failures)
         return ServerError(
             f"Triton cannot serve {'model' if len(failures) == 1 else 'models'} {names} of {repository}",
@@ -50,6 +54,20 @@ def cause_of_failure(log: str, exit_code: int, repository: Path, log_file: Path 
         )
     return ServerError(
         f"Triton ended before it was ready (exit code {exit_code})", found=_last_error(log), fix=where
+    )
+
+
+def _known_plan_problem(failures: Mapping[str, str], where: str) -> ServerError | None:
+    """TensorRT's words for a plan that does not load, in the user's."""
+    ((name, cause),) = failures.items()
+    problem = explain(cause, "its plan") if "TensorRT" in cause or "plan" in cause else None
+    if problem is None:
+        return None
+    return ServerError(
+        f"Triton cannot serve model '{name}': {problem.message}",
+        found=problem.found,
+        expected=problem.expected,
+        fix=f"{problem.fix}; {where}",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from tritongen.engines.tensorrt import api
 from tritongen.engines.tensorrt.building import Log, make_logger
 from tritongen.engines.tensorrt.profiles import Extent, Profile
 from tritongen.errors import BuildError, ModelError
+from tritongen.plan_errors import explain
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ def load_plan(trt: Any, path: Path) -> Plan:
     """Deserialize `path`; ModelError that explains a version, GPU or file mismatch."""
     log = Log()
     logger = make_logger(trt, log)
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(logger, "")
     runtime = trt.Runtime(logger)
     try:
         content = path.read_bytes()
@@ -53,27 +55,9 @@ def load_plan(trt: Any, path: Path) -> Plan:
 
 def load_error(path: Path, said: str, version: str) -> ModelError:
     """What TensorRT's words for a plan that does not load mean, and what to do."""
-    built = re.search(r"expecting library version (\S+) got (\S+?)[,;.]?(?:\s|$)", said)
-    compute = re.search(r"expecting compute (\d+\.\d+) got compute (\d+\.\d+)", said)
-    if built:
-        return ModelError(
-            f"{path.name} was built by another TensorRT",
-            found=f"built by {built[2].rstrip(',.')}, loaded by {built[1]}",
-            expected="the very version that built it (or a version-compatible build)",
-            fix="build it again on this machine, or serve with the image of the version that built it",
-        )
-    if compute:
-        return ModelError(
-            f"{path.name} was built for another GPU",
-            found=f"built for compute capability {compute[2]}, this GPU has {compute[1]}",
-            fix="build it again on this GPU, or with hardware compatibility (Ampere and newer)",
-        )
-    if "kSERIALIZATION_VERSION" in said or "Version tag does not match" in said:
-        return ModelError(
-            f"{path.name} was built by another TensorRT",
-            found=f"a serialization format that TensorRT {version} does not read",
-            fix="build it again with this version",
-        )
+    known = explain(said, path.name)
+    if known is not None:
+        return ModelError(known.message, found=known.found, expected=known.expected, fix=known.fix)
     return ModelError(
         f"TensorRT {version} cannot load {path.name}",
         found=said or "no reason given",

@@ -242,7 +242,7 @@ class TritonPythonModel:
             for name in self.names:
                 shape = tuple(context.get_tensor_shape(name))
                 if min(shape, default=0) < 0:
-                    fail(f"the size of '{name}' depends on the data, which this backend cannot serve")
+                    fail(f"the size of '{name}' depends on the data, which is not supported")
                 self.reserve(name, math.prod(shape) * self.dtype(name).itemsize)
         for context in self.contexts.values():
             for name in self.names:
