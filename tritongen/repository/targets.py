@@ -26,6 +26,8 @@ class Known:
 
     version: str
     verified: bool
+    source: str = ""
+    """Where it was read, in words."""
 
     def __str__(self) -> str:
         return self.version if self.verified else f"{self.version} (unverified)"
@@ -114,7 +116,7 @@ def known_tags() -> tuple[str, ...]:
 
 
 def _min_compute_capability(tag: str) -> str | None:
-    since: dict[str, str] = _table()["compute_capabilities"]
+    since: dict[str, str | None] = _table()["compute_capabilities"]
     return next((since[first] for first in sorted(since, reverse=True) if first <= tag), None)
 
 
@@ -139,7 +141,10 @@ def _tag(image: str) -> str:
 
 
 def _known(row: dict[str, Any] | None) -> Known | None:
-    return None if row is None else Known(str(row["version"]), bool(row["verified"]))
+    if row is None:
+        return None
+    source = _table()["sources"][row["source"]]
+    return Known(str(row["version"]), bool(source["verified"]), source["text"])
 
 
 @functools.cache
