@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests import models
 from tritongen.engines import Engine, load_engine
-from tritongen.engines.tensorrt import FILENAME, TensorRTEngine, api, settings_of
+from tritongen.engines.tensorrt import FILENAME, TensorRTEngine, api, cuda, settings_of
 from tritongen.engines.tensorrt.building import refusal
 from tritongen.engines.tensorrt.inspection import parse_layers, prove, with_times
 from tritongen.engines.tensorrt.plan import Binding, load_error
@@ -286,6 +286,15 @@ def test_verify_names_what_differs_from_where_a_plan_was_built() -> None:
     if TensorRTEngine().unavailable_reason() is not None:
         (finding,) = check_plan_here("m", built)
         assert "cannot serve a plan" in finding.message
+
+
+def test_the_drivers_version_is_read_where_the_system_tells_it(tmp_path: Path) -> None:
+    for line in (
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Sep  2 20:16:41 UTC 2026",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build",
+    ):
+        (tmp_path / "version").write_text(line)
+        assert cuda.driver_release(tmp_path / "version") == "580.159.04"
 
 
 def test_layers_of_a_plan_need_a_gpu_and_say_so(tmp_path: Path) -> None:

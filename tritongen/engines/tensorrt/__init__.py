@@ -70,13 +70,15 @@ class TensorRTEngine:
         return cuda.unavailable_reason()
 
     def versions(self) -> dict[str, str]:
-        """Of TensorRT, CUDA and the GPU: a plan loads only where all of them are the same."""
+        """Of TensorRT, CUDA, the driver and the GPU: a plan is made for all of them together."""
         name, capability = cuda.device_name()
+        driver = cuda.driver_release()
         return {
             "tensorrt": str(api.load().__version__),
             "cuda_driver": cuda.driver_version(),
             "gpu": name,
             "compute_capability": capability,
+            **({"driver": driver} if driver else {}),
         }
 
     def precisions(self) -> Sequence[Precision]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +67,20 @@ def device_name(device: int = 0) -> tuple[str, str]:
     properties = check(runtime().cudaGetDeviceProperties(device))
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     return name.rstrip("\0"), f"{properties.major}.{properties.minor}"
+
+
+def driver_release(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The NVIDIA driver's own version ("580.159.04"); None where the system does not tell."""
+    with suppress(OSError):
+        found = re.search(r"\s(\d+\.\d+(?:\.\d+)*)\s", version_file.read_text(errors="replace") + " ")
+        if found:
+            return found[1]
+    with suppress(Exception):  # whatever NVML lacks or raises: it is only asked where the file is not there
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    return None
 
 
 def driver_version() -> str:
