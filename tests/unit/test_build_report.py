@@ -15,7 +15,7 @@ from tritongen.report.console import console
 from tritongen.report.terminal import progress
 from tritongen.runs.build import Build, ModelBuild
 from tritongen.runs.events import Event
-from tritongen.runs.records import Outcome
+from tritongen.runs.records import Outcome, Tradeoff
 
 
 def summary(*models: ModelBuild, width: int = 80) -> str:
@@ -101,3 +101,18 @@ def test_a_terminal_shows_a_moving_line_and_keeps_what_ended() -> None:
         events(Event("trial", "started", "starting", "fp32", fraction=0.0))
         events(Event("trial", "finished", "passed [all]", "fp32"))
     assert "passed [all]" in stream.getvalue()
+
+
+def test_a_faster_candidate_that_was_too_inexact_is_shown_on_the_front() -> None:
+    model = built()
+    front = [
+        Tradeoff(candidate=name, error=error, median_ms=1, throughput=rate, batch_size=8, passed=passed,
+                 on_front=on_front)
+        for name, error, rate, passed, on_front in (
+            ("fp32", 0.0, 200, True, True), ("int8-mixed2of8", 3.9, 350, True, True),
+            ("int8-minmax", 9.0, 300, False, False), ("int8-mse", 7.0, 400, False, True),
+        )
+    ]  # fmt: skip
+    text = summary(model.model_copy(update={"tradeoffs": tuple(front)}), width=400)
+    assert "fp32 0 % at 200/s; int8-mixed2of8 3.9 % at 350/s; int8-mse 7 % at 400/s (rejected)" in text
+    assert "error against speed" not in summary(model, width=400)

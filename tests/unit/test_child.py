@@ -59,6 +59,10 @@ def explains_in_own_words(_job: Path, _events: EventSink) -> None:
     raise NoiseError("too loud")
 
 
+def tells_its_gpus(job: Path, _events: EventSink) -> None:
+    (job.parent / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+
+
 def is_gone(pid: int) -> bool:
     """Whether a process has ended (a zombie has)."""
     try:
@@ -133,3 +137,28 @@ def test_no_orphan_survives_a_killed_parent(tmp_path: Path) -> None:
     child, helper = map(int, pids.read_text().split())
     wait_until_gone(child)
     os.kill(helper, signal.SIGKILL)  # what a killed child had started is beyond its reach
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "seen"),
+    [(None, None, "all"), (None, 1, "1"), ("3,5", 1, "5"), ("GPU-a,GPU-b", 0, "GPU-a"), ("4", None, "4")],
+)
+def test_a_child_sees_only_the_gpu_that_it_was_given(
+    visible: str | None, device: int | None, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    job = tmp_path / "job.json"
+    assert run_child(f"{__name__}:tells_its_gpus", job, timeout_s=60, events=discard, device=device) is None
+    assert (tmp_path / "gpus").read_text() == seen
+
+
+def test_a_child_that_is_not_wanted_any_more_is_ended(tmp_path: Path) -> None:
+    job, pids = tmp_path / "job.json", tmp_path / "pids"
+
+    def started() -> bool:
+        return pids.exists() and pids.read_text() != ""
+
+    assert run_child(f"{__name__}:hangs", job, timeout_s=60, events=discard, cancelled=started) is not None
+    wait_until_gone(*map(int, pids.read_text().split()))

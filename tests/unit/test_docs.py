@@ -12,8 +12,8 @@ from tritongen.errors import EXIT_CODE_MEANINGS, ExitCode
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORDS = (
-    "preparation", "calibration", "trial", "comparison", "selection", "model-build", "build", "manifest",
-    "loadtest", "peak",
+    "preparation", "calibration", "trial", "comparison", "sensitivity", "selection", "model-build", "build",
+    "manifest", "loadtest", "peak",
 )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ MODEL = "models:\n  a:\n    path: a.onnx\n"
         ),
         (
             MODEL + "    xyzzy: 1\n",
-            [":4: unknown key 'models.a.xyzzy'", "accuracy, data, engine", "remove it"],
+            [":4: unknown key 'models.a.xyzzy'", "accuracy, build_budget_minutes, data", "remove it"],
         ),
         (MODEL + "    queue_delay_us: 1\n", ["it belongs under models.NAME.serving"]),
         (MODEL + "engine: auto\n", [":4: unknown key 'engine'", "it belongs under models.NAME"]),

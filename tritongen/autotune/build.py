@@ -16,7 +16,7 @@ from tritongen.runs.build import Build, ModelBuild, Preparation
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.journal import journal
 from tritongen.runs.lock import exclusive
-from tritongen.runs.records import Machine, Selection, Trial
+from tritongen.runs.records import Machine, Selection, Tradeoff, Trial
 from tritongen.runs.store import RunDirectory, read_record, write_record
 from tritongen.spec import ModelSpec, Spec, is_function
 
@@ -46,6 +46,9 @@ class SelectedModel:
     run: RunDirectory
     adaptation: tuple[str, ...] = ()
     """What was changed in the ONNX file for the serving target, one sentence each."""
+    tradeoffs: tuple[Tradeoff, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Candidates that did not fit into the build budget."""
 
     @property
     def winner(self) -> Trial:
@@ -149,10 +152,12 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
             batching=preparation.batch_reason,
             selection=selected.selection,
             trials=tuple(selected.trials.values()),
+            tradeoffs=selected.tradeoffs,
             notes=published.notes,
         )
         write_record(run.result, outcome)
-        roots = _roots(model)
+        # What did not fit into the budget is tried when the same command runs again.
+        roots = None if selected.left_out else _roots(model)
         if roots is not None:
             write_record(run.fingerprint, fingerprint.take(settings, roots, published.folder))
     return outcome
@@ -161,9 +166,13 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
 def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     """Inspect, prepare, try, compare, select."""
     from tritongen.autotune import jobs, stages
+    from tritongen.autotune.budget import Budget
     from tritongen.autotune.candidates import search_space
+    from tritongen.autotune.follow_ups import mixtures
     from tritongen.autotune.judging import Goal
     from tritongen.autotune.selection import select
+    from tritongen.autotune.tradeoff import tradeoffs
+    from tritongen.autotune.trials import Search, run_trials
     from tritongen.graph import inspect_model
 
     name, spec, events = setting.name, setting.spec, setting.events
@@ -188,7 +197,15 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     goal = Goal.parse(
         spec.objective, spec.slo, spec.serving.instances, full_batches=spec.max_batch_size is not None
     )
-    trials = stages.run_trials(setting, engine, graph, preparation, space.candidates)
+    budget = Budget(spec.build_budget_minutes)
+    search = Search(setting, engine, graph, preparation, budget)
+    tried = run_trials(search, space.candidates)
+    mixed = mixtures(search, tried.trials, goal)
+    trials = (*tried.trials, *mixed.trials)
+    left_out = (*tried.left_out, *mixed.left_out)
+    for note in (more := [*mixed.notes, *([budget.not_tried(left_out)] if left_out else [])]):
+        events(Event("build", "note", note, name))
+    notes += more
     selection = select(
         trials,
         objective=spec.objective,
@@ -202,7 +219,11 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     write_record(setting.run.selection, selection)
     events(Event("select", "finished", f"{selection.winner}: {selection.reason}", name))
     by_id = {trial.candidate.id: trial for trial in trials}
-    return SelectedModel(name, spec, graph, inputs, selection, by_id, engine, setting.run), preparation
+    selected = SelectedModel(
+        name, spec, graph, inputs, selection, by_id, engine, setting.run,
+        tradeoffs=tradeoffs(trials, goal), left_out=left_out,
+    )  # fmt: skip
+    return selected, preparation
 
 
 def find_engine(wanted: str) -> Engine:
@@ -245,7 +266,7 @@ def _settings(name: str, plan: Plan) -> str:
 
 def _roots(spec: ModelSpec) -> list[Path] | None:
     """The files that a build depends on; None if a user's function brings data, which no file stamp shows."""
-    from tritongen.autotune.stages import metric_file
+    from tritongen.autotune.trials import metric_file
     from tritongen.graph import inspect_model
 
     data = [source for source in (spec.data.calibration, spec.data.validation) if source is not None]

@@ -31,8 +31,12 @@ Main = Callable[[Path, EventSink], None]
 """What a child runs: the job file, and where its progress goes. Results are files."""
 
 _BOOTSTRAP = """
-import json, sys
+import json, os, sys
 sys.path[:] = json.loads(sys.argv[1])
+device = sys.argv.pop()
+if device:  # before anything loads CUDA
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(device)].strip() if visible else device
 from tritongen.autotune.child import enter
 enter(*sys.argv[2:])
 """
@@ -60,9 +64,19 @@ class Failure:
 
 
 def run_child(
-    main: str, job: Path, *, timeout_s: float, events: EventSink, subject: str | None = None
+    main: str,
+    job: Path,
+    *,
+    timeout_s: float,
+    events: EventSink,
+    subject: str | None = None,
+    device: int | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Failure | None:
     """Run `main` ("module:function") on `job` in a child and wait; None if it ended well.
+
+    `device`: the only GPU that the child sees, counted among those that this process sees. `cancelled` is
+    asked often, and ends the child when it says so.
 
     Output goes to log.txt beside `job`. A `TritongenError` that the child raised is raised here again.
     Whatever ends this call, an interrupt included, the child and its process group are gone afterwards.
@@ -75,13 +89,14 @@ def run_child(
         # An interrupt waits until the child is in our hands: what is not known cannot be ended.
         signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
         try:
-            process, channel = _start(main, job, log.fileno())
+            process, channel = _start(main, job, log.fileno(), device)
         except BaseException:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
             raise
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
-            timed_out = not _follow(process, channel, timeout_s, _remembering(events, steps, subject))
+            remembering = _remembering(events, steps, subject)
+            timed_out = not _follow(process, channel, timeout_s, remembering, cancelled)
         finally:
             _end(process)
             os.close(channel)
@@ -115,13 +130,13 @@ def enter(main: str, job: str, channel: str, parent: str) -> None:
         write_text(Path(job).parent / "error.json", json.dumps(fields))
 
 
-def _start(main: str, job: Path, log: int) -> tuple[subprocess.Popen[bytes], int]:
+def _start(main: str, job: Path, log: int, device: int | None) -> tuple[subprocess.Popen[bytes], int]:
     reader, writer = os.pipe()
     try:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path)),
-                *(main, str(job), str(writer), str(os.getpid())),
+                *(main, str(job), str(writer), str(os.getpid()), "" if device is None else str(device)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -137,11 +152,17 @@ def _start(main: str, job: Path, log: int) -> tuple[subprocess.Popen[bytes], int
     return process, reader
 
 
-def _follow(process: subprocess.Popen[bytes], channel: int, timeout_s: float, events: EventSink) -> bool:
-    """Pass on the child's events until it ends; False if the time is up first."""
+def _follow(
+    process: subprocess.Popen[bytes],
+    channel: int,
+    timeout_s: float,
+    events: EventSink,
+    cancelled: Callable[[], bool] | None,
+) -> bool:
+    """Pass on the child's events until it ends; False if the time is up first, or it was cancelled."""
     deadline = time.monotonic() + timeout_s
     buffer, is_open = b"", True
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not (cancelled is not None and cancelled()):
         if is_open and select.select([channel], [], [], 0.1)[0]:
             chunk = os.read(channel, 1 << 16)
             is_open = bool(chunk)

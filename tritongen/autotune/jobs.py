@@ -40,6 +40,22 @@ class TrialJob(Record):
     machine: Machine
 
 
+class MixingJob(Record):
+    """Find the fewest blocks to hold in floating point until an INT8 candidate passes the gate."""
+
+    key: str
+    candidate: Candidate
+    """The one that failed the gate."""
+    spec: ModelSpec
+    preparation: Preparation
+    max_batch_size: int
+    blocks: int
+    """At most so many blocks are looked at one by one: each costs one run of the model."""
+    simulated: bool
+    """Judge by ONNX Runtime on the engine's Q/DQ nodes, where building the engine takes minutes."""
+    calibration_folder: Path
+
+
 class Contender(Record):
     """A built candidate with the setting under which it was best."""
 

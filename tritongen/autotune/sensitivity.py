@@ -20,29 +20,11 @@ from tritongen.precision.int8 import WEIGHTED, place, quantize
 from tritongen.precision.prepare import load
 from tritongen.precision.recipe import Int8Recipe
 from tritongen.runs.events import Event, EventSink, discard
+from tritongen.runs.records import BlockCost, MixedPoint
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Accept = Callable[[Path], tuple[bool, float]]
 """A quantized file → (does the gate hold?, its error)."""
-
-
-@dataclass(frozen=True)
-class BlockCost:
-    """What quantizing one block, and nothing else, costs."""
-
-    nodes: tuple[str, ...]
-    error: float
-    """Relative L2 over all outputs."""
-
-
-@dataclass(frozen=True)
-class MixedPoint:
-    """One mixture that was tried."""
-
-    held: int
-    """Blocks held in floating point, the most sensitive first."""
-    error: float
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,8 @@ def block_costs(
         for index, nodes in enumerate(blocks):
             out = Path(folder) / "one.onnx"
             quantize(model, ranges, recipe, out, only=nodes)
-            costs.append(BlockCost(nodes, relative_l2(run_exactly(out, batches), wanted)))
+            error = relative_l2(run_exactly(out, batches), wanted)
+            costs.append(BlockCost(nodes=nodes, error=error))
             events(
                 Event("sensitivity", "progress", "quantizing each block alone", fraction=index / len(blocks))
             )
@@ -86,10 +69,12 @@ def mix(
     costs: Sequence[BlockCost],
     accept: Accept,
     out: Path,
+    fewest: int = 0,
 ) -> Mixture:
     """Write to `out` the mixture with the fewest blocks held back, dearest first, that `accept` lets pass.
 
-    Found by bisection, as holding back more costs less accuracy; BuildError if not even one block can stay.
+    Found by bisection from `fewest` on, as holding back more costs less accuracy; BuildError if not even one
+    block can stay.
     """
     points: dict[int, MixedPoint] = {}
 
@@ -97,11 +82,11 @@ def mix(
         if held not in points:
             quantize(model, ranges, recipe, out, only=_nodes(costs[held:]))
             passed, error = accept(out)
-            points[held] = MixedPoint(held, error, passed)
+            points[held] = MixedPoint(held=held, error=error, passed=passed)
         return points[held]
 
-    low, high = 0, len(costs) - 1
-    if not costs or not tried(high).passed:
+    low, high = fewest, len(costs) - 1
+    if low > high or not tried(high).passed:
         raise BuildError("no mixture of INT8 and floating point passes", found=f"{len(costs)} blocks")
     while low < high:
         middle = (low + high) // 2

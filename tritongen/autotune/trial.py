@@ -23,13 +23,13 @@ from tritongen.graph import Graph, inspect_model
 from tritongen.precision.recipe import Fp16Recipe, Int8Recipe, Recipe
 from tritongen.runs.build import Preparation
 from tritongen.runs.events import Event, EventSink
-from tritongen.runs.records import Accuracy, Artifact, Outcome, Trial
+from tritongen.runs.records import Accuracy, Artifact, Candidate, Outcome, Trial
 from tritongen.runs.store import read_record, write_record
 from tritongen.samples import synthetic_dataset
-from tritongen.spec import ModelSpec
+from tritongen.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
-    from tritongen.engines import Engine
+    from tritongen.engines import Engine, Runner
     from tritongen.samples import Dataset
 
 FILENAME = "trial.json"
@@ -49,7 +49,9 @@ def run_trial(job_file: Path, events: EventSink) -> None:
     shapes = resolved_inputs(graph, job.preparation)
     engine = load_engine(job.candidate.engine).with_shapes(shapes, job.max_batch_size)
     artifact = _build(engine, graph, job, folder, events)
-    accuracy = _judge(engine, graph, artifact, job, folder, events=events)
+    with engine.open(folder, artifact, job.runtimes[0][0]) as candidate:
+        accuracy = gate(candidate, graph, job.spec, job.preparation, job.candidate.precision,
+                        batch_size=max(job.sizes), events=events)  # fmt: skip
     inputs = call_inputs(
         validation_data(job.spec, graph, job.preparation),
         shapes,
@@ -110,7 +112,7 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
     name = job.candidate.options.get(RECIPE)
     if name is None:
         return graph.path
-    recipe = _recipe(engine, job, str(name))
+    recipe = recipe_of(engine, job.candidate)
     if not isinstance(recipe, Int8Recipe):
         from tritongen.precision.fp16 import to_half
 
@@ -137,7 +139,7 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
     if recipe.implicit:
         write_ranges(graph.path, ranges, recipe, out)
     else:
-        quantize(graph.path, ranges, recipe, out)
+        quantize(graph.path, ranges, recipe, out, held=job.candidate.held)
         if recipe.half:
             from tritongen.precision.fp16 import to_half
 
@@ -145,39 +147,45 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
     return out
 
 
-def _recipe(engine: Engine, job: TrialJob, name: str) -> Recipe:
-    for recipe in engine.recipes(job.candidate.precision):
+def recipe_of(engine: Engine, candidate: Candidate) -> Recipe:
+    """The recipe that a candidate's options name; BuildError if this machine's engine has no such."""
+    name = candidate.options.get(RECIPE)
+    for recipe in engine.recipes(candidate.precision):
         if recipe.name == name:
             return recipe
-    raise BuildError(f"{engine.name} has no recipe '{name}' for {job.candidate.precision} on this machine")
+    raise BuildError(f"{engine.name} has no recipe '{name}' for {candidate.precision} on this machine")
 
 
-def _judge(
-    engine: Engine, graph: Graph, artifact: Artifact, job: TrialJob, folder: Path, *, events: EventSink
+def gate(
+    candidate: Runner,
+    graph: Graph,
+    spec: ModelSpec,
+    preparation: Preparation,
+    precision: Precision,
+    *,
+    batch_size: int,
+    events: EventSink,
 ) -> Accuracy:
-    """The gate: against the reference model on real data where there are any, on made-up inputs otherwise."""
+    """An entered candidate against the reference model: on real data where there are any, else on made-up."""
     from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 
-    given = job.spec.accuracy.reference
+    given = spec.accuracy.reference
     reference = inspect_model(given) if given is not None else None
-    dataset = validation_data(job.spec, graph, job.preparation)
+    dataset = validation_data(spec, graph, preparation)
     # A label may stand for an item although the model takes several at once (a static batch).
     per_item = dataset.labels is not None and len(dataset.labels) != dataset.count
-    with (
-        OnnxRuntimeRunner(reference.path if reference else graph.path) as exact,
-        engine.open(folder, artifact, job.runtimes[0][0]) as candidate,
-    ):
+    with OnnxRuntimeRunner(reference.path if reference else graph.path) as exact:
         return judge(
             exact,
             candidate,
             dataset,
-            job.spec.accuracy,
-            job.candidate.precision,
-            batch_size=max(job.sizes),
+            spec.accuracy,
+            precision,
+            batch_size=batch_size,
             batched=graph.batched or per_item,
             by_itself=reference is None and (graph.quantized or graph.half),
             reference_inputs=reference.inputs if reference else None,
-            spec_folder=job.spec.folder,
+            spec_folder=spec.folder,
             events=events,
         )
 

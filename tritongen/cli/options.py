@@ -131,6 +131,12 @@ keep = click.option(
 keep_candidates = click.option(
     "--keep-candidates/--no-keep-candidates", default=None, help="Keep passing runners-up in the repository."
 )
+build_budget = click.option(
+    "--build-budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="How long a model's trials may take.  [default: no bound]",
+)
 seed = click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", help="Seed of everything random.  [default: 0]"
 )
@@ -139,7 +145,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for p
 _SPEC_FLAGS: tuple[Decorator[Any], ...] = (
     name, repository, run_dir, shape, value_range, engine, precision, max_batch_size, objective, slo, p99_ms,
     calibration_data, validation_data, labels, accuracy_metric, accuracy_limit, reference, target, keep,
-    keep_candidates, seed,
+    keep_candidates, build_budget, seed,
 )  # fmt: skip
 
 

@@ -52,13 +52,14 @@ def _records() -> dict[str, dict[str, Any]]:
     from tritongen.runs.build import Build, ModelBuild, Preparation
     from tritongen.runs.loadtest import LoadReport
     from tritongen.runs.peak import PeakReport
-    from tritongen.runs.records import Calibration, Comparison, Selection, Trial, schema_name
+    from tritongen.runs.records import Calibration, Comparison, Selection, Sensitivity, Trial, schema_name
 
     records = (
         Preparation,
         Calibration,
         Trial,
         Comparison,
+        Sensitivity,
         Selection,
         ModelBuild,
         Build,

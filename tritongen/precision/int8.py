@@ -67,10 +67,12 @@ def quantize(
     out: Path,
     *,
     only: Collection[str] | None = None,
+    held: Collection[str] = (),
 ) -> QuantizationSummary:
     """Write `model` with Q/DQ nodes by `recipe` to `out`; nodes that lack a range stay in floating point.
 
-    `only` names the nodes (of the prepared model) that may be quantized: mixed precision.
+    Mixed precision: `only` names the nodes (of the prepared model) that may be quantized, `held` those that
+    may not.
 
     BuildError if there is nothing to quantize or the result does not open; ModelError for weights that are
     not finite.
@@ -78,7 +80,7 @@ def quantize(
     out.parent.mkdir(parents=True, exist_ok=True)
     with prepared(model, recipe, beside=out) as ready:
         proto = load(ready)
-        placement = place(proto, recipe, model.name, ranges, only=only)
+        placement = place(proto, recipe, model.name, ranges, only=only, held=held)
         state_kernel_shapes(proto)
         quantized = _emit(proto, placement, ranges, recipe)
     for key in ("onnx.infer", "tritongen.prepared"):
@@ -126,10 +128,11 @@ def place(
     ranges: Mapping[str, Range] | None = None,
     *,
     only: Collection[str] | None = None,
+    held: Collection[str] = (),
 ) -> Placement:
     """Choose nodes and activations by the recipe; with `ranges`, only nodes whose activations have one.
 
-    With `only`, no others than those nodes.
+    With `only`, no others than those nodes; never those that are `held`.
     """
     if recipe.implicit:
         return _place_everywhere(proto)
@@ -151,7 +154,7 @@ def place(
         reason = _reason_to_skip(node, recipe, weights, floats)
         if reason is None and ranges is not None and any(tensor not in ranges for tensor in wanted):
             reason = "no value was ever seen"
-        if reason is None and only is not None and node.name not in only:
+        if reason is None and (node.name in held or (only is not None and node.name not in only)):
             reason = "held in floating point for accuracy"
         if reason is not None:
             left[f"{node.op_type}: {reason}"] += 1

@@ -49,6 +49,9 @@ def _print_model(console: Console, model: ModelBuild, told: Collection[str]) -> 
     console.print(f"[dim]{brackets}[/]", highlight=False)
     for line in _verdicts(selection, told):
         console.print(line, highlight=False, soft_wrap=True)
+    front = _front(model)
+    if front:
+        console.print(f"  {escape(front)}", highlight=False, soft_wrap=True)
     for line in _facts(model, selection):
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
@@ -159,6 +162,18 @@ def _facts(model: ModelBuild, selection: Selection) -> Iterator[str]:
         version = f" (version {model.version})" if model.version else ""
         yield f"written to {model.repository}{version}"
     yield from model.notes
+
+
+def _front(model: ModelBuild) -> str:
+    """Error against speed of what nothing dominates, where a faster candidate was too inexact to be taken."""
+    front = [one for one in model.tradeoffs if one.on_front]
+    if all(one.passed for one in front):
+        return ""
+    points = (
+        f"{one.candidate} {one.error:.3g} % at {one.throughput:,.0f}/s{'' if one.passed else ' (rejected)'}"
+        for one in front
+    )
+    return f"error against speed: {'; '.join(points)}"
 
 
 def _unchanged(model: ModelBuild) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tritongen.runs.records import Machine, Record, Selection, Trial
+from tritongen.runs.records import Machine, Record, Selection, Tradeoff, Trial
 
 
 class PreparedInput(Record):
@@ -55,6 +55,8 @@ class ModelBuild(Record):
     """Whether the model batches, and how that was established."""
     selection: Selection | None = None
     trials: tuple[Trial, ...] = ()
+    tradeoffs: tuple[Tradeoff, ...] = ()
+    """Error against speed of every candidate that was measured, most exact first."""
     notes: tuple[str, ...] = ()
     """What the writer of the repository had to decide."""
     error: str | None = None

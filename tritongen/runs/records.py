@@ -46,6 +46,8 @@ class Candidate(Record):
     engine: str
     precision: Precision
     options: Options = Field(default_factory=dict)
+    held: tuple[str, ...] = ()
+    """Mixed precision: nodes that stay in floating point although the recipe would quantize them."""
 
 
 class Artifact(Record):
@@ -188,6 +190,55 @@ class Selection(Record):
     """Head-to-head measurements that settled close calls."""
     notes: tuple[str, ...] = ()
     """What was not tried, and why."""
+
+
+class BlockCost(Record):
+    """What quantizing one block of nodes, and nothing else, costs on calibration data."""
+
+    nodes: tuple[str, ...]
+    error: float
+    """Relative L2 over all outputs."""
+
+
+class MixedPoint(Record):
+    """One mixture of INT8 and floating point that was judged."""
+
+    held: int
+    """Blocks held in floating point, the dearest first."""
+    error: float
+    """What the accuracy gate measured, in percent (`Tradeoff.error`)."""
+    passed: bool
+
+
+class Sensitivity(Record):
+    """What each block costs in INT8, and the fewest blocks to hold back until the accuracy gate holds."""
+
+    schema_: Literal["tritongen/sensitivity/1"] = Field(default="tritongen/sensitivity/1", alias="schema")
+    key: str
+    """Digest of everything that the result depends on."""
+    candidate: str
+    """The INT8 candidate that failed the gate."""
+    simulated: bool
+    """Judged by ONNX Runtime on the engine's Q/DQ nodes, not by the engine itself."""
+    blocks: tuple[BlockCost, ...]
+    """Dearest first."""
+    points: tuple[MixedPoint, ...]
+    held: int | None
+    """Of the mixture with the fewest blocks held that passes; None: there is none."""
+
+
+class Tradeoff(Record):
+    """One candidate's error against its speed, at the point by which the objective judges it."""
+
+    candidate: str
+    error: float
+    """In percent: points of the metric that were lost, or the loss of the worst output."""
+    median_ms: float
+    throughput: float
+    batch_size: int
+    passed: bool
+    on_front: bool
+    """No other candidate is both more exact and faster."""
 
 
 class TensorRanges(Record):

@@ -9,6 +9,7 @@
                   preparation/         the data and the batch axis, looked at once (preparation.json)
                   comparison/          the leaders measured in alternation (comparison.json)
                   calibration/         ranges by data and model digest
+                  sensitivity/         what INT8 costs block by block (sensitivity.json)
                   trials/<candidate>/  trial.json, samples.npz, log.txt, the artifact
 """
 
@@ -63,6 +64,10 @@ class RunDirectory:
     @property
     def calibration(self) -> Path:
         return self.root / "calibration"
+
+    @property
+    def sensitivity(self) -> Path:
+        return self.root / "sensitivity"
 
     def trial(self, candidate: str) -> Path:
         """The folder of one candidate's trial."""

@@ -169,6 +169,8 @@ class ModelSpec(_Model):
     """The serving image, as `nvcr.io/nvidia/tritonserver:YY.MM-py3`; default: the embedded Triton."""
     keep_candidates: bool = False
     """Keep passing runners-up beside the winner (model.int8.onnx, …)."""
+    build_budget_minutes: float | None = Field(default=None, gt=0)
+    """How long the trials may take; the most promising come first, the fallback always; default: no bound."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
     folder: SkipJsonSchema[Path] = Path()

@@ -34,6 +34,7 @@ _MODEL_FLAGS: dict[str, tuple[str, ...]] = {
     "template": ("serving", "template"),
     "target": ("target",),
     "keep_candidates": ("keep_candidates",),
+    "build_budget": ("build_budget_minutes",),
     "seed": ("seed",),
 }
 """Flag (as a keyword) → key in the model's part of the spec."""
