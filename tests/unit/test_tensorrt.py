@@ -36,7 +36,7 @@ from tritongen.plan_errors import explain
 from tritongen.precision.fixed_shapes import fix_shapes
 from tritongen.precision.int8 import write_ranges
 from tritongen.precision.recipe import Int8Recipe
-from tritongen.repository.plan_match import check_plan_here, compare
+from tritongen.repository.plan_match import compare
 from tritongen.runs.records import Artifact, Candidate
 from tritongen.shapes import ResolvedInput
 from tritongen.spec import Precision
@@ -283,9 +283,6 @@ def test_verify_names_what_differs_from_where_a_plan_was_built() -> None:
         ("error", "the plan was built with compute capability 9.0, and this machine has 8.9"),
         ("warning", "the plan was built with GPU H100, and this machine has L4"),
     ]
-    if TensorRTEngine().unavailable_reason() is not None:
-        (finding,) = check_plan_here("m", built)
-        assert "cannot serve a plan" in finding.message
 
 
 def test_the_drivers_version_is_read_where_the_system_tells_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from tritongen.repository.manifest import (
 )
 from tritongen.repository.model_config import ModelConfig, ServedTensors, TensorConfig, make_model_config
 from tritongen.repository.onnx_versions import load_proto, onnx_versions, with_external_data_at
+from tritongen.repository.plans import PlanSet, built_plan, plan_set
 from tritongen.repository.rules import check_rules
 from tritongen.repository.served_tensors import onnx_served_tensors
 from tritongen.repository.targets import find_target
@@ -54,19 +55,30 @@ class Assembly:
     existing: Existing | None
     """The folder that is being replaced, if tritongen wrote it."""
     events: EventSink
+    highest_version: int = 0
+    """The highest number that a state kept beside the repository has: it is not used again."""
     replaced: str | None = None
     """Why older versions could not stay, once `run` has found out."""
     notes: list[str] = field(default_factory=list)
     """What had to be changed, for the manifest."""
+    plans: PlanSet | None = None
+    """TensorRT: this build's plan and those for other GPUs."""
 
     def run(self) -> Manifest:
         """Write every file, flush it to the disk, and return the manifest."""
         tensors = self._served(_file(self.model.winner))
-        config = self._config(tensors)
-        text = render(config, self.model.spec.serving.template)
-        versions = self._versions(self._checked(text, config))
+        config, text, parsed = self._rendered(self._config(tensors))
+        if config.backend == "tensorrt":
+            self._choose_plans(parsed)
+            config, text, parsed = self._rendered(self._with_plans(config))
+        versions = self._versions(parsed)
         newest = versions[0].version
-        self._copy(self.model.winner, newest, self.model.traits.filename)
+        self._copy(self.model.winner, newest, self._filename)
+        for path, plan in self.plans.carried if self.plans else ():
+            self._link(path, f"{newest}/{plan.file}")
+            for plugin in plan.details.get("plugins", ()):
+                if f"{newest}/{plugin}" not in self.contents.files:
+                    self._link(f"{path.rpartition('/')[0]}/{plugin}", f"{newest}/{plugin}")
         runners_up = self._copy_runners_up(newest, tensors)
         for older in versions[1:]:
             self._link_version(older.version)
@@ -79,6 +91,35 @@ class Assembly:
         write_record(self.contents.folder / manifests.FILENAME, manifest)
         self.contents.sync()
         return manifest
+
+    @property
+    def _filename(self) -> str:
+        """The winner's file in the version folder."""
+        return self.plans.own.file if self.plans else self.model.traits.filename
+
+    def _rendered(self, config: ModelConfig) -> tuple[ModelConfig, str, Any]:
+        text = render(config, self.model.spec.serving.template)
+        return config, text, self._checked(text, config)
+
+    def _choose_plans(self, parsed: Any) -> None:
+        """Which plans for other GPUs stay beside the winner."""
+        own = built_plan(self.model.winner.trial, self.model.selection)
+        self.plans = plan_set(own, self.existing, self.model.graph.digest, parsed)
+        for note in self.plans.notes:
+            self.events(Event("write", "warning", note, subject=self.model.name))
+        self.notes += self.plans.notes
+        if self.plans.carried:
+            beside = ", ".join(f"{plan.compute_capability} ({plan.file})" for _, plan in self.plans.carried)
+            message = f"beside the plans for compute capability {beside}"
+            self.events(Event("write", "note", message, subject=self.model.name))
+
+    def _with_plans(self, config: ModelConfig) -> ModelConfig:
+        if self.plans is None or not self.plans.carried:
+            return config
+        # GPUs that none was built for get this one, so that TensorRT says what is wrong.
+        return replace(
+            config, cc_model_filenames=self.plans.filenames, default_model_filename=self.plans.own.file
+        )
 
     def _config(self, tensors: ServedTensors | None) -> ModelConfig:
         model = self.model
@@ -119,7 +160,7 @@ class Assembly:
         old = sorted(self.existing.manifest.kept_versions, key=lambda v: -v.version) if self.existing else []
         artifact = _artifact(self.model.winner)
         new = KeptVersion(
-            version=old[0].version + 1 if old else 1,
+            version=max(old[0].version if old else 0, self.highest_version) + 1,
             candidate=self.model.selection.winner,
             artifact_digest=artifact.digest,
             source_digest=self.model.graph.digest,
@@ -128,7 +169,7 @@ class Assembly:
         keep = self.model.spec.serving.keep_versions
         if not old or self.existing is None:
             return [new]
-        self.replaced = why_incompatible(self.existing, config, self.model.traits.filename)
+        self.replaced = why_incompatible(self.existing, config, self._filename)
         if self.replaced is not None:
             if keep > 1:
                 message = f"older versions are not kept: {self.replaced}"
@@ -220,6 +261,11 @@ class Assembly:
             if path.startswith(f"{version}/"):
                 self.contents.link(self.existing.folder / path, path, entry)
 
+    def _link(self, old: str, new: str) -> None:
+        """Take over one file of the folder that is being replaced, under another name."""
+        if self.existing is not None:
+            self.contents.link(self.existing.folder / old, new, self.existing.manifest.files[old])
+
     def _link_foreign(self) -> None:
         """Files that someone put into the model's folder (labels, notes) move along."""
         for path in self.existing.foreign if self.existing else ():
@@ -280,10 +326,11 @@ class Assembly:
             inputs=_input_entries(config, model.inputs),
             outputs=tuple(_tensor_entry(tensor) for tensor in config.outputs),
             version=versions[0].version,
-            model_file=model.traits.filename,
+            model_file=self._filename,
             ir_version=ir_version,
             opsets=opsets,
             kept_versions=tuple(versions),
+            plans=self.plans.plans if self.plans else (),
             runners_up=runners_up,
             files=dict(sorted(self.contents.files.items())),
             reference=reference,

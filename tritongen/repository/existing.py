@@ -84,6 +84,14 @@ def _ours(folder: Path) -> Existing:
 
 def why_incompatible(existing: Existing, config: Any, model_file: str) -> str | None:
     """None if `config` (parsed) serves the old versions too, otherwise what changed, in one sentence."""
+    changed = why_other_contract(existing, config)
+    if changed is None and existing.manifest.model_file != model_file:
+        return f"the model file is now {model_file} and was {existing.manifest.model_file}"
+    return changed
+
+
+def why_other_contract(existing: Existing, config: Any) -> str | None:
+    """None if backend, tensors and batching are what they were, otherwise what changed, in one sentence."""
     old = existing.config
     for field, meaning in (
         ("backend", "backend"),
@@ -95,6 +103,4 @@ def why_incompatible(existing: Existing, config: Any, model_file: str) -> str | 
         if before != after:
             shown = f" from {before} to {after}" if isinstance(after, (str, int)) else ""
             return f"the {meaning} in config.pbtxt changed{shown}, and all versions share one config.pbtxt"
-    if existing.manifest.model_file != model_file:
-        return f"the model file is now {model_file} and was {existing.manifest.model_file}"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -88,6 +88,32 @@ class KeptCandidate(Record):
     accuracy: Accuracy | None = None
 
 
+class BuiltPlan(Record):
+    """One TensorRT plan in the version folder: what built it, and for which GPU."""
+
+    file: str
+    """In the version folder; `cc_model_filenames` names it where there are several."""
+    digest: str
+    """SHA-256 over the file and the plugins beside it, hexadecimal."""
+    candidate: Candidate
+    versions: dict[str, str]
+    """TensorRT, CUDA, driver, GPU and compute capability that it was built with."""
+    machine: Machine
+    """Where it was built and measured."""
+    created: str
+    """ISO 8601, UTC."""
+    instances: int
+    accuracy: Accuracy | None = None
+    curve: tuple[LatencyPoint, ...] = ()
+    details: dict[str, Any] = Field(default_factory=dict)
+    """What the engine said of it: profiles, tensors, layers, the proof of its precision, memory."""
+
+    @property
+    def compute_capability(self) -> str:
+        """Of the GPU that it was built for ("9.0"); empty where the build did not tell."""
+        return self.versions.get("compute_capability", "")
+
+
 class Reference(Record):
     """Inputs and the outputs that they gave, to compare a served model with."""
 
@@ -157,6 +183,8 @@ class Manifest(Record):
     """Of the served file; they decide which ONNX Runtime can read it."""
     kept_versions: tuple[KeptVersion, ...]
     """Every version folder, newest first; the first is this build's."""
+    plans: tuple[BuiltPlan, ...] = ()
+    """TensorRT: one per compute capability, this build's first; empty for other engines."""
     runners_up: tuple[KeptCandidate, ...] = ()
     files: dict[str, FileEntry]
     """Every file that tritongen wrote, this one excepted, by path relative to the model's folder."""

@@ -84,6 +84,8 @@ class ModelConfig:
     response_cache: bool = False
     default_model_filename: str | None = None
     """Only where the file is not the backend's own default."""
+    cc_model_filenames: Mapping[str, str] = field(default_factory=dict)
+    """TensorRT: plan file by compute capability, where plans for several GPUs lie side by side."""
     raw: str = ""
     """Text of the user's, appended as it is."""
 

@@ -47,8 +47,8 @@ def check_model_file(name: str, path: Path, config: Any, target: Target) -> Iter
         yield Finding(name, "model-file", f"{label}: {error.found}", _REFUSED, error.fix or _REBUILD)
         return
     problems = (
-        *_problems(label, "input", config.input, tensors.inputs, config.max_batch_size),
-        *_problems(label, "output", config.output, tensors.outputs, config.max_batch_size),
+        *tensor_problems(label, "input", config.input, tensors.inputs, config.max_batch_size),
+        *tensor_problems(label, "output", config.output, tensors.outputs, config.max_batch_size),
     )
     for problem in problems:
         yield Finding(name, "tensors", problem, _REFUSED, _REBUILD)
@@ -81,7 +81,7 @@ def _target(name: str, label: str, ir_version: int, opset: int, target: Target) 
         )
 
 
-def _problems(
+def tensor_problems(
     label: str, kind: str, configured: Any, specs: tuple[TensorSpec, ...], max_batch_size: int
 ) -> Iterator[str]:
     """How the configured tensors of one kind differ from the model's."""

@@ -14,7 +14,7 @@ from tritongen.repository.contents import entry_of, listing
 from tritongen.repository.existing import CONFIG, examine
 from tritongen.repository.findings import Finding
 from tritongen.repository.model_match import check_model_file
-from tritongen.repository.plan_match import check_plan_here
+from tritongen.repository.plan_match import check_plan_here, check_plans
 from tritongen.repository.rules import backend_of, check_rules, server_options
 from tritongen.repository.swap import staging_folder
 from tritongen.repository.targets import EMBEDDED, same_release
@@ -119,6 +119,10 @@ def _findings(folder: Path, place: Place) -> Iterator[Finding]:
     yield from _readable(folder)
     if manifest is not None:
         yield from _place(manifest, place)
+    if manifest is not None and config is not None and manifest.backend == "tensorrt":
+        yield from check_plans(folder, config, manifest)
+        if place.target.name == EMBEDDED:
+            yield from check_plan_here(folder, config, manifest)
 
 
 def _unfinished(repository: Path) -> Iterator[Finding]:
@@ -250,9 +254,7 @@ def _readable(folder: Path) -> Iterator[Finding]:
 
 def _place(manifest: Manifest, place: Place) -> Iterator[Finding]:
     name, target = manifest.name, place.target
-    if manifest.backend == "tensorrt" and target.name == EMBEDDED:
-        yield from check_plan_here(name, manifest.versions)
-    elif manifest.backend == "tensorrt":
+    if manifest.backend == "tensorrt" and target.name != EMBEDDED:
         yield from _plan(manifest, target)
     if place.machine is not None:
         missing = sorted(set(manifest.machine.cpu_features) - set(place.machine.cpu_features))

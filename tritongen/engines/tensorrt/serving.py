@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tritongen.engines.tensorrt.profiles import Profile
+from tritongen.tensors import TensorSpec, from_name
 
 
 def graph_batch_sizes(max_batch_size: int) -> tuple[tuple[int, int], ...]:
@@ -50,14 +51,23 @@ def preferred_batch_sizes(profiles: Sequence[Profile], max_batch_size: int) -> t
     return (*between, max_batch_size) if between else ()
 
 
-def served_bindings(bindings: Sequence[Mapping[str, Any]], max_batch_size: int) -> list[dict[str, Any]]:
-    """A plan's tensors as config.pbtxt must give them: with a dynamic batch, where the model batches.
+def tensor_specs(
+    bindings: Sequence[Mapping[str, Any]], max_batch_size: int
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """A plan's (inputs, outputs) as config.pbtxt must give them: with a dynamic batch, where it batches.
 
     8.6 reports the first profile's batch on outputs.
     """
-    if max_batch_size == 0:
-        return [dict(entry) for entry in bindings]
-    return [{**entry, "shape": [-1, *entry["shape"][1:]]} for entry in bindings]
+
+    def spec(entry: Mapping[str, Any]) -> TensorSpec:
+        sizes = [-1, *entry["shape"][1:]] if max_batch_size else entry["shape"]
+        shape = tuple("?" if size < 0 else int(size) for size in sizes)
+        return TensorSpec(str(entry["name"]), from_name(str(entry["dtype"])), shape)
+
+    return (
+        tuple(spec(entry) for entry in bindings if entry["input"]),
+        tuple(spec(entry) for entry in bindings if not entry["input"]),
+    )
 
 
 def _inputs(profile: Profile) -> str:

@@ -166,9 +166,11 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], self.plan_name(config))
         if not path.is_file():
             fail(f"there is no {path.name} in version {args['model_version']}")
-        if hasattr(tensorrt, "init_libnvinfer_plugins"):
-            tensorrt.init_libnvinfer_plugins(self.logger, "")
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        load_plugins(path.parent, parameters.get("plugins", ""), self.logger)
         self.runtime = tensorrt.Runtime(self.logger)
+        if parameters.get("version_compatible") == "true":
+            self.runtime.engine_host_code_allowed = True
         engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             fail(f"TensorRT {tensorrt.__version__} cannot load {path.name}: {self.logger.last()}")
@@ -405,6 +407,17 @@ class TritonPythonModel:
 
     def synchronize(self):
         check(cuda.cudaStreamSynchronize(self.stream))
+
+
+def load_plugins(folder, names, logger):
+    """Register TensorRT's own plugins and those of the libraries beside the plan."""
+    try:
+        for name in filter(None, names.split(";")):
+            ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        fail(f"a plugin of the plan cannot be loaded: {one_line(error)}")
+    if hasattr(tensorrt, "init_libnvinfer_plugins"):
+        tensorrt.init_libnvinfer_plugins(logger, "")
 
 
 def wanted_profiles(config, args):
