@@ -115,13 +115,29 @@ def outputs(path: Path, name: str, data: np.ndarray) -> np.ndarray:
     return np.concatenate(parts).astype(np.float64)
 
 
+def keep_images(args: argparse.Namespace) -> int:
+    """The pictures of each model as uint8, for bench/tensorrt_accuracy.py."""
+    for model in args.models.split(","):
+        _, _, _, calibration, validation, _ = cases(args)[model]
+        scale = (lambda x: x) if model == "yolov8n" else (lambda x: x * 0.5 + 0.5)
+        parts = {"calibration": calibration(), "validation": validation()}
+        as_bytes = {name: np.rint(scale(x) * 255).astype(np.uint8) for name, x in parts.items()}
+        np.savez_compressed(args.images / f"{model}.images.npz", **as_bytes)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--models", default="yolov8n,detector,recogniser")
     parser.add_argument("--yolo", type=Path)
     parser.add_argument("--count", type=int, default=32)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--images", type=Path, help="only write the pictures, MODEL.images.npz, to this folder"
+    )
     args = parser.parse_args()
+    if args.images:
+        return keep_images(args)
     results = []
     for model in args.models.split(","):
         source, name, shape, calibration, validation, compare = cases(args)[model]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ BATCHES = (1, 8, 64)
 ITEM = {
     "resnet50": {"images": (3, 224, 224)},
     "yolov8n": {"images": (3, 320, 320)},
+    "detector": {"x": (3, 320, 320)},
+    "recogniser": {"x": (3, 48, 320)},
     "bert-large": {"input_ids": (128,), "attention_mask": (128,)},
 }
 RECIPES = {
@@ -99,23 +101,29 @@ def inputs(model: str, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     if model == "bert-large":
         ids = rng.integers(0, bert.VOCABULARY, (batch, 128))
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    shape = (batch, *ITEM[model]["images"])
+    ((name, item),) = ITEM[model].items()
     if model == "yolov8n":
-        return {"images": rng.random(shape, dtype=np.float32)}
-    return {"images": rng.standard_normal(shape, dtype=np.float32)}
+        return {name: rng.random((batch, *item), dtype=np.float32)}
+    return {name: rng.standard_normal((batch, *item), dtype=np.float32)}
+
+
+def pictures(model: str, work: Path, part: str) -> dict[str, np.ndarray]:
+    """`calibration` or `validation` of WORK/MODEL.images.npz, uint8, scaled as the model wants its pixels."""
+    ((name, _),) = ITEM[model].items()
+    with np.load(work / f"{model}.images.npz") as stored:
+        pixels = stored[part].astype(np.float32) / 255
+    return {name: pixels if model == "yolov8n" else (pixels - 0.5) / 0.5}
 
 
 def calibration_inputs(model: str, work: Path) -> dict[str, np.ndarray]:
-    """Pictures from WORK/MODEL.images.npz (array `calibration`, uint8) where there are some, else random."""
-    pictures = work / f"{model}.images.npz"
-    if pictures.exists():
-        with np.load(pictures) as stored:
-            return {"images": stored["calibration"].astype(np.float32) / 255}
+    """Pictures where there are some, else random."""
+    if (work / f"{model}.images.npz").exists():
+        return pictures(model, work, "calibration")
     return inputs(model, 16, seed=1)
 
 
 def source(model: str, work: Path, given: Path | None = None) -> Path:
-    """The FP32 ONNX file, made in code (or, for YOLOv8n, folded from the one given)."""
+    """The FP32 ONNX file, made in code, or folded from the one given (YOLOv8n) or installed (rapidocr's)."""
     path = work / f"{model}.onnx"
     if path.exists():
         return path
@@ -125,9 +133,13 @@ def source(model: str, work: Path, given: Path | None = None) -> Path:
         return bert.write(path)
     from tritongen.precision.fixed_shapes import fix_shapes
 
+    if model in ("detector", "recogniser"):
+        from int8_ranges import rapidocr
+
+        given = rapidocr("*det*.onnx" if model == "detector" else "*rec*.onnx")
     if given is None:
         raise SystemExit("--yolo: where is nudenet's 320n.onnx?")
-    return fix_shapes(given, {"images": (3, 320, 320)}, path)
+    return fix_shapes(given, ITEM[model], path)
 
 
 def rewritten(model: str, variant: Variant, work: Path) -> Path:
@@ -135,6 +147,8 @@ def rewritten(model: str, variant: Variant, work: Path) -> Path:
     plain = work / f"{model}.onnx"
     if variant.recipe is None:
         return plain
+    if variant.recipe == "mixed":  # bench/int8_mixed.py --keep wrote it
+        return work / f"{model}.mixed.onnx"
     recipe = RECIPES[variant.recipe]
     out = work / f"{model}.{variant.recipe}.{variant.method}.onnx"
     if not out.exists():
@@ -186,6 +200,7 @@ def build(model: str, name: str, variant: Variant, work: Path, cache: Path | Non
             calibrator=entropy_calibrator(trt, data.batches(largest), largest, work / f"{model}.calibration"),
         )
     started = time.perf_counter()
+    known = cache.stat().st_size if cache and cache.exists() else 0
     content = building.build_plan(trt, onnx_file, settings, timing_cache=cache)
     seconds = time.perf_counter() - started
     plan.write_bytes(content)
@@ -193,6 +208,8 @@ def build(model: str, name: str, variant: Variant, work: Path, cache: Path | Non
         "model": model,
         "variant": name,
         "build_seconds": round(seconds, 1),
+        "timing_cache_bytes_before": known,
+        "timing_cache_bytes_after": cache.stat().st_size if cache and cache.exists() else 0,
         "plan_bytes": len(content),
         "profiles": to_text(settings.profiles),
     }
@@ -200,20 +217,40 @@ def build(model: str, name: str, variant: Variant, work: Path, cache: Path | Non
     return found
 
 
-def build_in_child(script: str, arguments: list[str], log: Path, timeout_s: float) -> bool:
-    """Run a script in a process of its own; False if it failed or took too long."""
-    with log.open("ab") as stream:
-        try:
-            done = subprocess.run(
-                [sys.executable, script, *arguments],
-                stdout=stream,
-                stderr=stream,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False
-    return done.returncode == 0
+def built(model: str, name: str, work: Path) -> dict[str, Any] | None:
+    """The record of a plan that is there."""
+    plan, record = work / f"{model}.{name}.plan", work / f"{model}.{name}.json"
+    return json.loads(record.read_text()) if plan.exists() and record.exists() else None
+
+
+def build_missing(
+    script: str, arguments: list[str], model: str, names: Sequence[str], *, work: Path, deadline: float
+) -> None:
+    """Build what is missing, one after the other in one child, as TensorRT takes seconds to start.
+
+    A plan that fails is left out, and the rest go on in a new child.
+    """
+    left = [name for name in names if built(model, name, work) is None]
+    while left:
+        seconds = deadline - time.perf_counter()
+        if seconds < 5:
+            print(f"{model}: budget used up before {', '.join(left)}: run the same command again", flush=True)
+            return
+        command = [sys.executable, script, "--phase", "one", "--work", str(work), *arguments]
+        command += ["--variants", ",".join(left)]
+        with (work / f"{model}.log").open("ab") as log:
+            try:
+                subprocess.run(command, stdout=log, stderr=log, timeout=seconds, check=False)
+            except subprocess.TimeoutExpired:
+                print(f"{model}: out of time", flush=True)
+        rest = [name for name in left if built(model, name, work) is None]
+        for name in left:
+            record = built(model, name, work)
+            if record is None:
+                print(f"{model} {name}: FAILED, see {model}.log", flush=True)
+                break
+            print(f"{model} {name}: built in {record['build_seconds']} s", flush=True)
+        left = rest[1:]  # they are built in this order: the first that is missing is the one that failed
 
 
 @dataclass
@@ -317,3 +354,12 @@ def store(out: Path, results: Mapping[str, Any]) -> None:
     """Write results with the command that made them."""
     record = {"command": " ".join(["python", *sys.argv]), **results}
     write_text(out, json.dumps(record, indent=1) + os.linesep)
+
+
+def store_each(out: Path, results: Iterable[Mapping[str, Any]]) -> None:
+    """Write results as they come, so that what stops in between loses only the rest."""
+    found: list[Mapping[str, Any]] = []
+    where = machine()
+    for result in results:
+        found.append(result)
+        store(out, {"machine": where, "results": found})

@@ -2,15 +2,15 @@
 
     python bench/tensorrt_latency.py --work DIR --out OUT.json --models resnet50,yolov8n
 
-Builds run one after the other in processes of their own, go on where they stopped, and end with the budget.
+Builds run one after the other in a process of their own, go on where they stopped, and end with the budget.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,8 +26,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--yolo", type=Path)
     parser.add_argument("--level", type=int, help="builder_optimization_level")
     parser.add_argument("--budget", type=float, default=450.0, help="seconds")
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--phase", choices=("build", "measure", "all", "one"), default="all")
+    parser.add_argument("--cache", type=Path, help="timing cache")
+    parser.add_argument("--seconds", type=float, default=0.5, help="that each point is measured")
+    parser.add_argument("--phase", choices=("prepare", "build", "measure", "all", "one"), default="all")
     return parser.parse_args()
 
 
@@ -43,60 +44,60 @@ def variants(model: str, wanted: str, level: int | None) -> dict[str, common.Var
 def build_all(args: argparse.Namespace, deadline: float) -> None:
     for model in args.models.split(","):
         common.source(model, args.work, args.yolo)
-        for name in variants(model, args.variants, args.level):
-            left = deadline - time.perf_counter()
-            if left < 5:
-                print("budget used up: run the same command again", flush=True)
-                return
-            started = time.perf_counter()
-            arguments = ["--phase", "one", "--work", str(args.work), "--models", model, "--variants", name]
-            arguments += ["--cache", str(args.cache)] if args.cache else []
-            arguments += ["--level", str(args.level)] if args.level is not None else []
-            fine = common.build_in_child(__file__, arguments, args.work / f"{model}.{name}.log", left)
-            print(
-                f"{model} {name}: {'built' if fine else 'FAILED'} in {time.perf_counter() - started:.0f} s",
-                flush=True,
-            )
+        arguments = ["--models", model]
+        arguments += ["--cache", str(args.cache)] if args.cache else []
+        arguments += ["--level", str(args.level)] if args.level is not None else []
+        names = list(variants(model, args.variants, args.level))
+        common.build_missing(__file__, arguments, model, names, work=args.work, deadline=deadline)
 
 
-def measured(args: argparse.Namespace) -> list[dict[str, object]]:
-    results = []
+def prepare(args: argparse.Namespace) -> None:
+    """What needs no GPU: the models and their quantized forms."""
+    for model in args.models.split(","):
+        common.source(model, args.work, args.yolo)
+        for variant in variants(model, args.variants, args.level).values():
+            print(common.rewritten(model, variant, args.work), flush=True)
+
+
+def measured(args: argparse.Namespace, deadline: float) -> Iterator[dict[str, object]]:
+    """One record per plan, all in this one process, one after the other."""
     for model in args.models.split(","):
         for name in variants(model, args.variants, args.level):
-            plan = args.work / f"{model}.{name}.plan"
-            if not plan.exists():
+            record = common.built(model, name, args.work)
+            if record is None or time.perf_counter() > deadline:
+                print(f"{model} {name}: not measured", flush=True)
                 continue
-            record = json.loads((args.work / f"{model}.{name}.json").read_text())
-            points = []
+            plan, points, memory = args.work / f"{model}.{name}.plan", [], None
             for graph, transfers in ((True, False), (False, False), (True, True)):
                 with common.TensorRTRunner(plan, cuda_graph=graph, transfers=transfers) as runner:
-                    memory = runner.device_bytes
+                    memory = memory or runner.device_bytes
                     for batch in common.BATCHES:
-                        point = common.measure(runner, common.inputs(model, batch), 0.5)
+                        point = common.measure(runner, common.inputs(model, batch), args.seconds)
                         points.append(
                             {"batch": batch, "cuda_graph": graph, "transfers": transfers, **asdict(point)}
                         )
-            table = common.layer_table(plan, common.inputs(model, 64))
-            results.append({**record, "device_bytes": memory, "points": points, "layers_at_64": table,
-                            "clocks": common.clocks()})  # fmt: skip
             best = {p["batch"]: p["median_ms"] for p in points if p["cuda_graph"] and not p["transfers"]}
             print(f"{model:10} {name:16} built {record['build_seconds']:6.1f} s  "
                   + "  ".join(f"B={b} {ms:.3f}" for b, ms in best.items()), flush=True)  # fmt: skip
-    return results
+            yield {**record, "device_bytes": memory, "points": points, "clocks": common.clocks(),
+                   "layers_at_64": common.layer_table(plan, common.inputs(model, 64))}  # fmt: skip
 
 
 def main() -> int:
     args = parse()
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.phase == "one":
-        ((name, variant),) = variants(args.models, args.variants, args.level).items()
-        common.build(args.models, name, variant, args.work, args.cache)
-        return 0
     deadline = time.perf_counter() + args.budget
+    if args.phase == "prepare":
+        prepare(args)
+        return 0
+    if args.phase == "one":
+        for name, variant in variants(args.models, args.variants, args.level).items():
+            common.build(args.models, name, variant, args.work, args.cache)
+        return 0
     if args.phase in ("build", "all"):
         build_all(args, deadline)
     if args.phase in ("measure", "all") and args.out:
-        common.store(args.out, {"machine": common.machine(), "results": measured(args)})
+        common.store_each(args.out, measured(args, deadline))
     return 0
 
 

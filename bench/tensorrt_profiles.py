@@ -6,9 +6,9 @@ python bench/tensorrt_profiles.py --work DIR --out OUT.json
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tritongen.autotune.latency import measure as measure_together
 from tritongen.spec import Precision
 
 PLAIN = common.Variant(Precision.FP16)
+# The wide profile is built twice in a row: cold, then from the timing cache that the first build wrote.
 VARIANTS = {
     "wide-cold": PLAIN,
     "wide-cached": PLAIN,
@@ -40,45 +41,35 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--budget", type=float, default=450.0, help="seconds")
+    parser.add_argument("--cache", type=Path, help="timing cache; the first plan is built cold if it is new")
+    parser.add_argument("--contexts", default="own-profiles", help="the plan that k contexts run at once")
     parser.add_argument("--phase", choices=("build", "measure", "all", "one"), default="all")
     return parser.parse_args()
 
 
-def cache_of(name: str, work: Path) -> Path | None:
-    """The wide profile is built twice with one cache: cold, then reused. Others start from that cache."""
-    return work / "profiles.timing" if name.startswith(("wide", "own")) else None
-
-
-def build_all(args: argparse.Namespace) -> None:
+def build_all(args: argparse.Namespace, deadline: float) -> None:
     common.source("resnet50", args.work)
-    deadline = time.perf_counter() + args.budget
-    for name in args.variants.split(","):
-        left = deadline - time.perf_counter()
-        if left < 5:
-            print("budget used up: run the same command again", flush=True)
-            return
-        arguments = ["--phase", "one", "--work", str(args.work), "--variants", name]
-        fine = common.build_in_child(__file__, arguments, args.work / f"profiles.{name}.log", left)
-        print(f"{name}: {'built' if fine else 'FAILED'}", flush=True)
+    arguments = ["--cache", str(args.cache)] if args.cache else []
+    common.build_missing(
+        __file__, arguments, "resnet50", args.variants.split(","), work=args.work, deadline=deadline
+    )
 
 
-def measured(args: argparse.Namespace) -> list[dict[str, object]]:
-    results = []
+def measured(args: argparse.Namespace) -> Iterator[dict[str, object]]:
     for name in args.variants.split(","):
-        plan = args.work / f"resnet50.{name}.plan"
-        if not plan.exists():
+        record = common.built("resnet50", name, args.work)
+        if record is None:
             continue
-        record = json.loads((args.work / f"resnet50.{name}.json").read_text())
-        points = []
+        plan, points = args.work / f"resnet50.{name}.plan", []
         for graph in (True, False):
             with common.TensorRTRunner(plan, cuda_graph=graph, transfers=False) as runner:
                 for batch in common.BATCHES:
                     point = common.measure(runner, common.inputs("resnet50", batch), 0.4)
                     points.append({"batch": batch, "cuda_graph": graph, **asdict(point)})
-        results.append({**record, "points": points, "contexts": contexts(plan) if "own" in name else []})
         print(name, record["build_seconds"], [(p["batch"], p["cuda_graph"], p["median_ms"]) for p in points],
               flush=True)  # fmt: skip
-    return results
+        at_once = contexts(plan) if name == args.contexts else []
+        yield {**record, "points": points, "contexts": at_once, "clocks": common.clocks()}
 
 
 def contexts(plan: Path) -> list[dict[str, object]]:
@@ -105,13 +96,13 @@ def main() -> int:
     args = parse()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.phase == "one":
-        name = args.variants
-        common.build("resnet50", name, VARIANTS[name], args.work, cache_of(name, args.work))
+        for name in args.variants.split(","):
+            common.build("resnet50", name, VARIANTS[name], args.work, args.cache)
         return 0
     if args.phase in ("build", "all"):
-        build_all(args)
+        build_all(args, time.perf_counter() + args.budget)
     if args.phase in ("measure", "all") and args.out:
-        common.store(args.out, {"machine": common.machine(), "results": measured(args)})
+        common.store_each(args.out, measured(args))
     return 0
 
 
