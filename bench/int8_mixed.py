@@ -62,8 +62,9 @@ def run(model: str, args: argparse.Namespace) -> dict[str, object]:
             print(model, f"{error:.4f}", flush=True)
             return error <= LIMIT, error
 
-        out = work / "mixed.onnx" if args.keep is None else args.keep / f"{model}.mixed.onnx"
-        mixture = mix(plain, by, recipe, costs=costs, accept=accept, out=out)
+        mixture = mix(plain, by, recipe, costs=costs, accept=accept, out=work / "mixed.onnx")
+        if args.keep is not None:
+            (args.keep / f"{model}.mixed.json").write_text(json.dumps(mixture.quantized))
         return {
             "model": model,
             "method": args.method,
@@ -84,7 +85,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--block", type=int, default=4)
     parser.add_argument("--method", default="mse")
-    parser.add_argument("--keep", type=Path, help="folder for the mixtures, MODEL.mixed.onnx")
+    parser.add_argument("--keep", type=Path, help="folder for the nodes in INT8, MODEL.mixed.json")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     results = [run(model, args) for model in args.models.split(",")]

@@ -2,7 +2,7 @@
 
     python bench/tensorrt_accuracy.py --work DIR --out OUT.json --models yolov8n,detector,recogniser
 
-DIR/MODEL.images.npz comes from bench/pictures.py and bench/int8_ranges.py --images, DIR/MODEL.mixed.onnx from
+DIR/MODEL.images.npz comes from bench/pictures.py and bench/int8_ranges.py --images, DIR/MODEL.mixed.json from
 bench/int8_mixed.py --keep. Plans are built for accuracy alone: one profile, quick optimization level.
 """
 
@@ -31,7 +31,7 @@ def variants(model: str, work: Path) -> dict[str, common.Variant]:
     """FP16, explicit INT8 by each range method, implicit INT8, and the mixture where there is one."""
     base = common.Variant(Precision.INT8, profiles=(BATCH,), settings={"optimization_level": LEVEL})
     found = {"at8-fp16": replace(base, precision=Precision.FP16)}
-    if (work / f"{model}.mixed.onnx").exists():
+    if (work / f"{model}.mixed.json").exists():
         found["at8-mixed"] = replace(base, recipe="mixed", method="mse")
     for method in reversed(METHODS):
         found[f"at8-explicit-{method}"] = replace(base, recipe="residual", method=method)

@@ -147,21 +147,25 @@ def rewritten(model: str, variant: Variant, work: Path) -> Path:
     plain = work / f"{model}.onnx"
     if variant.recipe is None:
         return plain
-    if variant.recipe == "mixed":  # bench/int8_mixed.py --keep wrote it
-        return work / f"{model}.mixed.onnx"
-    recipe = RECIPES[variant.recipe]
+    mixed = variant.recipe == "mixed"
+    placement = "residual" if mixed else variant.recipe
+    recipe = RECIPES[placement]
     out = work / f"{model}.{variant.recipe}.{variant.method}.onnx"
     if not out.exists():
         found = calibrate(
             plain,
             recipe,
             Images(calibration_inputs(model, work)),
-            work / "calibration" / model / variant.recipe,
+            work / "calibration" / model / placement,
             model_digest=model,
             batch_size=4,
         )
         ranges = found.by(variant.method)
-        (write_ranges if recipe.implicit else quantize)(plain, ranges, recipe, out)
+        if mixed:  # bench/int8_mixed.py --keep wrote the nodes
+            nodes = json.loads((work / f"{model}.mixed.json").read_text())
+            quantize(plain, ranges, recipe, out, only=nodes)
+        else:
+            (write_ranges if recipe.implicit else quantize)(plain, ranges, recipe, out)
     return out
 
 
