@@ -17,6 +17,7 @@ from tritongen.engines import Engine, load_engine
 from tritongen.engines.tensorrt import FILENAME, TensorRTEngine, api, cuda, settings_of
 from tritongen.engines.tensorrt.building import refusal
 from tritongen.engines.tensorrt.inspection import parse_layers, prove, with_times
+from tritongen.engines.tensorrt.options import settings_of
 from tritongen.engines.tensorrt.plan import Binding, load_error
 from tritongen.engines.tensorrt.profiles import (
     Extent,

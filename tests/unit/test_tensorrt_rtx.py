@@ -64,6 +64,34 @@ def test_a_damaged_timing_cache_is_replaced(model: Path, tmp_path: Path, content
     assert cache.read_bytes() != content
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": True},
+        {"hardware_compatible": True},
+        {"tiling": "FULL"},
+        {"optimization_level": 5, "timing_iterations": 4, "aux_streams": 1, "workspace_mb": 64},
+        {"tactic_sources": "JIT_CONVOLUTIONS"},
+        {"build_route": ""},
+    ],
+    ids="-".join,
+)
+def test_what_the_spec_may_say_of_the_builder_is_taken(model: Path, options: dict[str, Any]) -> None:
+    from dataclasses import replace
+
+    from tritongen.engines.tensorrt.options import settings_of
+    from tritongen.runs.records import Candidate
+
+    api.require(trt, options)
+    candidate = Candidate(id="c", engine="tensorrt", precision=Precision.FP32, options=options)
+    settings = settings_of(candidate, model)
+    settings = replace(
+        settings, strongly_typed=True, compute_capability="8.9", profiles=[profile(model)],
+        workspace_bytes=settings.workspace_bytes or 1 << 26,
+    )  # fmt: skip
+    assert building.build_plan(trt, model, settings)
+
+
 def test_precision_flags_are_not_asked_of_it(model: Path) -> None:
     settings = building.Settings(
         precision=Precision.INT8, strongly_typed=True, compute_capability="8.9", profiles=[profile(model)]

@@ -168,7 +168,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     from tritongen.autotune import jobs, stages
     from tritongen.autotune.budget import Budget
     from tritongen.autotune.candidates import search_space
-    from tritongen.autotune.follow_ups import mixtures
+    from tritongen.autotune.follow_ups import mixtures, second_builds
     from tritongen.autotune.judging import Goal
     from tritongen.autotune.selection import select
     from tritongen.autotune.tradeoff import tradeoffs
@@ -182,7 +182,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     graph = jobs.prepared_graph(spec, preparation)
     largest = stages.largest_batch(spec, batched=graph.batched)
     inputs = jobs.resolved_inputs(graph, preparation)
-    engine = engine.with_shapes(inputs, largest)
+    engine = engine.configured(spec, setting.effort).with_shapes(inputs, largest)
     space = search_space(
         engine,
         graph,
@@ -201,8 +201,9 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     search = Search(setting, engine, graph, preparation, budget)
     tried = run_trials(search, space.candidates)
     mixed = mixtures(search, tried.trials, goal)
-    trials = (*tried.trials, *mixed.trials)
-    left_out = (*tried.left_out, *mixed.left_out)
+    varied = second_builds(search, (*tried.trials, *mixed.trials), goal)
+    trials = (*tried.trials, *mixed.trials, *varied.trials)
+    left_out = (*tried.left_out, *mixed.left_out, *varied.left_out)
     for note in (more := [*mixed.notes, *([budget.not_tried(left_out)] if left_out else [])]):
         events(Event("build", "note", note, name))
     notes += more
@@ -275,6 +276,7 @@ def _roots(spec: ModelSpec) -> list[Path] | None:
     files = list(map(Path, data))
     for path in filter(None, (spec.path, spec.accuracy.reference)):
         files += [path, *(path.parent / name for name in inspect_model(path).external_data)]
+    files += spec.tensorrt.plugins
     files += [path for path in (spec.serving.template, metric_file(spec)) if path is not None]
     return files
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tritongen.autotune.candidates import RANGES
 from tritongen.autotune.jobs import MixingJob
-from tritongen.autotune.judging import MIN_GAIN, Goal, Judged, judge
+from tritongen.autotune.judging import MIN_GAIN, Goal, Judged, judge, rank
 from tritongen.autotune.mixing import FILENAME, held_nodes
 from tritongen.autotune.selection import selectable
 from tritongen.autotune.stages import in_child, largest_batch
@@ -63,6 +63,20 @@ def mixtures(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:
         why = f"no mixture of INT8 and {rest} passes: one block of {count} in INT8 already fails the gate"
         return FollowUp(notes=(why,))
     return _try(search, base, found)
+
+
+def second_builds(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:
+    """Other builds of the leading candidate, as its engine proposes: fresh ones, and single tuning axes."""
+    passed = [judge(trial, goal) for trial in trials if selectable(trial)]
+    if not passed:
+        return FollowUp()
+    leader = min(passed, key=rank).trial.candidate
+    others = [
+        leader.model_copy(update={"id": f"{leader.id}-{name}", "options": {**leader.options, **changes}})
+        for name, changes in search.engine.variations(leader)
+    ]
+    tried = run_trials(search, others, fallback=False)
+    return FollowUp(tried.trials, left_out=tried.left_out)
 
 
 def base_for_mixing(engine: Engine, trials: Sequence[Trial], goal: Goal) -> Trial | str | None:

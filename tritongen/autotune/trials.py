@@ -246,6 +246,7 @@ def _key(job: jobs.TrialJob, engine: Engine) -> str:
             "accuracy": spec.accuracy.model_dump(mode="json", exclude={"reference"}),
             "metric": metric_file(spec) and digest_files([metric_file(spec)]),  # type: ignore[list-item]
             "reference": reference and digest_files([reference]),
+            "plugins": digest_files(spec.tensorrt.plugins) if spec.tensorrt.plugins else None,
             "seed": spec.seed,
             "versions": {**library_versions(), **engine.versions()},
             "machine": identity(job.machine),

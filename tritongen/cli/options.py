@@ -27,6 +27,14 @@ def _assignments(ctx: click.Context, param: click.Parameter, texts: tuple[str, .
     return dict(split_assignment(text, param.opts[0]) for text in texts)
 
 
+def _settings(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
+    """{key: value} of a repeatable KEY=VALUE flag."""
+    for text in texts:
+        if not text.partition("=")[1]:
+            raise click.BadParameter(f"'{text}' is not KEY=VALUE")
+    return {key.strip().replace("-", "_"): value for key, _, value in (t.partition("=") for t in texts)}
+
+
 def _commas(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:  # noqa: ARG001
     """The items of a flag that takes commas and repeats."""
     return tuple(item.strip() for text in texts for item in text.split(",") if item.strip())
@@ -131,6 +139,21 @@ keep = click.option(
 keep_candidates = click.option(
     "--keep-candidates/--no-keep-candidates", default=None, help="Keep passing runners-up in the repository."
 )
+plugins = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="LIB.so",
+    help="Library with operators that TensorRT lacks, for build, trials and serving; repeatable.",
+)
+tensorrt = click.option(
+    "--tensorrt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_settings,
+    help="How plans are built: optimization_level=5, best_of=3, refit=true, … (docs/spec.md); repeatable.",
+)
 build_budget = click.option(
     "--build-budget",
     type=click.FloatRange(min=0, min_open=True),
@@ -145,7 +168,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for p
 _SPEC_FLAGS: tuple[Decorator[Any], ...] = (
     name, repository, run_dir, shape, value_range, engine, precision, max_batch_size, objective, slo, p99_ms,
     calibration_data, validation_data, labels, accuracy_metric, accuracy_limit, reference, target, keep,
-    keep_candidates, build_budget, seed,
+    keep_candidates, plugins, tensorrt, build_budget, seed,
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tritongen.runs.events import EventSink
     from tritongen.runs.records import Artifact, Candidate, Options
     from tritongen.shapes import ResolvedInput
+    from tritongen.spec import ModelSpec
     from tritongen.tensors import TensorSpec
 
     Tensors = Mapping[str, NDArray[np.generic]]
@@ -89,6 +90,14 @@ class Engine(Protocol):
 
     def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> Engine:
         """The engine for these sizes (0: inputs carry no batch axis); itself where any size will do."""
+        ...
+
+    def configured(self, spec: ModelSpec, effort: str) -> Engine:
+        """The engine with what the spec says about it; RequirementError if its version lacks some of that."""
+        ...
+
+    def variations(self, candidate: Candidate) -> Sequence[tuple[str, Options]]:
+        """(name, options) of other ways to build the leading candidate, worth a second look at it."""
         ...
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -77,6 +77,11 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _split(value: object) -> object:
+    """A list that a flag gives as text, with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 class DataSpec(_Model):
     """Where sample inputs come from: a .npz or .npy file, a folder of them, or `module:function`."""
 
@@ -143,6 +148,37 @@ class ServingSpec(_Model):
     """How many versions stay in the repository after a rebuild."""
 
 
+class TensorRTSpec(_Model):
+    """How TensorRT builds plans; what the installed version lacks is an error that names it."""
+
+    plugins: tuple[Path, ...] = ()
+    """Libraries with the operators that TensorRT lacks; they are copied beside the plan."""
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    """Higher levels try more tactics and build longer; default: the builder's own (3)."""
+    timing_iterations: int | None = Field(default=None, ge=1)
+    """How often each tactic is timed; more make steadier choices; default: the builder's own (1)."""
+    aux_streams: int | None = Field(default=None, ge=0)
+    """Streams that a plan may use beside its own; default: the builder's own choice."""
+    workspace_mb: int | None = Field(default=None, ge=1)
+    """GPU memory for tactics in MiB; default: half of what is free."""
+    tactic_sources: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    """Such as `CUDNN` or `CUBLAS_LT`; default: those that need no other library."""
+    tiling: Literal["NONE", "FAST", "MODERATE", "FULL"] | None = None
+    """How hard to look for tiling across layers (TensorRT 10.8 and newer)."""
+    build_route: str | None = None
+    """Choices of the compiler, as `-knob=value` (TensorRT 11.1 and newer)."""
+    sparsity: bool = False
+    """Allow kernels for weights with 2:4 sparsity."""
+    refit: bool = False
+    """Plans whose weights can be replaced."""
+    version_compatible: bool = False
+    """Plans that later TensorRT versions load; the server must allow it."""
+    hardware_compatible: bool = False
+    """Plans that every GPU from Ampere on loads; slower than for one GPU."""
+    best_of: int = Field(default=1, ge=1, le=16)
+    """Build the leading candidate so often, each time with a fresh timing cache; the best is taken."""
+
+
 class ModelSpec(_Model):
     """One model: where it is, what it must do, and what may be tried."""
 
@@ -165,6 +201,7 @@ class ModelSpec(_Model):
     data: DataSpec = DataSpec()
     accuracy: AccuracySpec = AccuracySpec()
     serving: ServingSpec = ServingSpec()
+    tensorrt: TensorRTSpec = TensorRTSpec()
     target: str | None = None
     """The serving image, as `nvcr.io/nvidia/tritonserver:YY.MM-py3`; default: the embedded Triton."""
     keep_candidates: bool = False

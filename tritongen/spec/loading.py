@@ -72,6 +72,9 @@ def _anchor_model(model: ModelSpec, folder: Path) -> ModelSpec:
     if model.serving.template is not None:
         template = folder / model.serving.template
         changes["serving"] = model.serving.model_copy(update={"template": template})
+    if model.tensorrt.plugins:
+        plugins = tuple(folder / plugin for plugin in model.tensorrt.plugins)
+        changes["tensorrt"] = model.tensorrt.model_copy(update={"plugins": plugins})
     return model.model_copy(update=changes)
 
 

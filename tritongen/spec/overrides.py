@@ -34,17 +34,20 @@ _MODEL_FLAGS: dict[str, tuple[str, ...]] = {
     "template": ("serving", "template"),
     "target": ("target",),
     "keep_candidates": ("keep_candidates",),
+    "tensorrt": ("tensorrt",),
+    "plugins": ("tensorrt", "plugins"),
     "build_budget": ("build_budget_minutes",),
     "seed": ("seed",),
 }
 """Flag (as a keyword) → key in the model's part of the spec."""
 
-_MERGED = ("shapes", "ranges")
+_MERGED = ("shapes", "ranges", "tensorrt")
 """Flags that add to a mapping of the spec instead of replacing it."""
 
 _SPELLING = {
     "shapes": "--shape",
     "ranges": "--range",
+    "plugins": "--plugin",
     "keep_versions": "--keep",
     "accuracy_metric": "--metric",
 }

@@ -124,7 +124,7 @@ def _unknown_key(schema: dict[str, Any], where: str, key: str, location: Locatio
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     elsewhere = "" if near else _home(schema, name)
     return SpecError(
-        f"{where}: unknown key '{key}'",
+        f"{where}: unknown key '{key or name}'",
         expected=", ".join(allowed),
         fix=f"did you mean '{near[0]}'?" if near else elsewhere or "remove it",
     )
@@ -132,7 +132,12 @@ def _unknown_key(schema: dict[str, Any], where: str, key: str, location: Locatio
 
 def _home(schema: dict[str, Any], name: str) -> str:
     """Where a key that exists elsewhere in the spec belongs."""
-    sections = {"DataSpec": "data", "AccuracySpec": "accuracy", "ServingSpec": "serving"}
+    sections = {
+        "DataSpec": "data",
+        "AccuracySpec": "accuracy",
+        "ServingSpec": "serving",
+        "TensorRTSpec": "tensorrt",
+    }
     for title, section in sections.items():
         if name in schema["$defs"].get(title, {}).get("properties", {}):
             return f"it belongs under models.NAME.{section}"

@@ -15,7 +15,7 @@ from tritongen.errors import BuildError, ModelError
 from tritongen.files import digest_files
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Artifact, Candidate, Options
-from tritongen.spec import Precision
+from tritongen.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from tritongen.graph import Graph
@@ -52,6 +52,14 @@ class OnnxRuntimeEngine:
     def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> OnnxRuntimeEngine:  # noqa: ARG002
         """Itself: ONNX Runtime takes any size."""
         return self
+
+    def configured(self, spec: ModelSpec, effort: str) -> OnnxRuntimeEngine:  # noqa: ARG002
+        """Itself: the spec says nothing about it."""
+        return self
+
+    def variations(self, candidate: Candidate) -> Sequence[tuple[str, Options]]:  # noqa: ARG002
+        """None: opening a model with the same options gives the same kernels."""
+        return ()
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
         """The INT8 recipes that suit this machine's vector instructions, best first; none for FP32."""

@@ -5,15 +5,24 @@ Run on a GPU with 8.6. Written for 10 and 11, whose API shape is run without a G
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritongen.engines import Runner, ServingTraits
 from tritongen.engines.tensorrt import api, cuda, inspection
-from tritongen.engines.tensorrt.building import Settings, build_plan, read_ranges
+from tritongen.engines.tensorrt.building import build_plan
+from tritongen.engines.tensorrt.options import (
+    FRESH,
+    MATH,
+    PROFILES,
+    builder_options,
+    settings_of,
+    variations,
+)
 from tritongen.engines.tensorrt.plan import load_plan
 from tritongen.engines.tensorrt.profiles import (
     Profile,
@@ -24,13 +33,12 @@ from tritongen.engines.tensorrt.profiles import (
 )
 from tritongen.engines.tensorrt.recipes import recipes_for
 from tritongen.engines.tensorrt.runner import TensorRTRunner
-from tritongen.engines.tensorrt.serving import optimization_text, preferred_batch_sizes, served_bindings
-from tritongen.errors import BuildError, RequirementError
+from tritongen.engines.tensorrt.serving import optimization_text, preferred_batch_sizes, tensor_specs
+from tritongen.errors import BuildError, InputError, RequirementError
 from tritongen.files import digest_files, replacing
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Artifact, Candidate, Options
-from tritongen.spec import Precision
-from tritongen.tensors import TensorSpec, from_name
+from tritongen.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from tritongen.graph import Graph
@@ -38,28 +46,45 @@ if TYPE_CHECKING:
     from tritongen.shapes import ResolvedInput
 
 FILENAME = "model.plan"
-PROFILES = "profiles"
-"""The option that carries the optimization profiles, as text."""
-MATH = "math"
-"""The option that says what FP32 layers may compute in: `fp32` or `tf32`."""
 
 
+@dataclass(frozen=True)
 class TensorRTEngine:
     """FP32 (TF32), FP16 and INT8 plans; satisfies `tritongen.engines.Engine`."""
 
     name = "tensorrt"
 
-    def __init__(self, *, cache: Path | None = None) -> None:
-        self._cache = cache
-        self._inputs: tuple[ResolvedInput, ...] = ()
-        self._max_batch_size = 0
+    cache: Path | None = None
+    """Where timing caches are kept; default: ~/.cache/tritongen/tensorrt."""
+    inputs: tuple[ResolvedInput, ...] = ()
+    max_batch_size: int = 0
+    builder: Options = field(default_factory=dict)
+    """What the spec says of the builder."""
+    best_of: int = 1
+    thorough: bool = False
 
     def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> TensorRTEngine:
         """An engine whose build options carry optimization profiles for these sizes."""
-        shaped = TensorRTEngine(cache=self._cache)
-        shaped._inputs = tuple(inputs)
-        shaped._max_batch_size = max_batch_size
-        return shaped
+        return replace(self, inputs=tuple(inputs), max_batch_size=max_batch_size)
+
+    def configured(self, spec: ModelSpec, effort: str) -> TensorRTEngine:
+        """An engine that builds as `spec.tensorrt` says; RequirementError for what this TensorRT lacks."""
+        builder, trt = builder_options(spec.tensorrt), api.load()
+        api.require(trt, builder)
+        api.require_tactic_sources(trt, spec.tensorrt.tactic_sources)
+        _require_files(spec.tensorrt.plugins)
+        return replace(self, builder=builder, best_of=spec.tensorrt.best_of, thorough=effort == "thorough")
+
+    def variations(self, candidate: Candidate) -> Sequence[tuple[str, Options]]:
+        """Fresh builds where `best_of` asks for them; each tuning axis alone with `--effort thorough`."""
+        return variations(
+            candidate,
+            api.features(api.load()),
+            best_of=self.best_of,
+            thorough=self.thorough,
+            inputs=self.inputs,
+            max_batch_size=self.max_batch_size,
+        )
 
     def unavailable_reason(self) -> str | None:
         """None if TensorRT can be imported and finds a GPU, otherwise what is missing and what brings it."""
@@ -94,7 +119,7 @@ class TensorRTEngine:
 
         TF32 rounds like FP16 and may fail the gate of FP32, so that plain FP32 stays the fallback.
         """
-        shapes: Options = {PROFILES: to_text(self._profiles())} if self._inputs else {}
+        shapes = {**self.builder, **({PROFILES: to_text(self._profiles())} if self.inputs else {})}
         if precision is not Precision.FP32:
             return [shapes]
         return [{**shapes, MATH: "fp32"}, {**shapes, MATH: "tf32"}]
@@ -113,18 +138,26 @@ class TensorRTEngine:
         cuda.use_device(0)
         strongly_typed = not api.features(trt).weakly_typed
         settings = replace(settings_of(candidate, model), strongly_typed=strongly_typed)
-        plan = build_plan(trt, model, settings, timing_cache=self.timing_cache(), events=events)
+        cache = None if FRESH in candidate.options else self.timing_cache()
+        plan = build_plan(trt, model, settings, timing_cache=cache, events=events)
         folder.mkdir(parents=True, exist_ok=True)
+        plugins = [Path(shutil.copy2(plugin, folder / plugin.name)) for plugin in settings.plugins]
         with replacing(folder / FILENAME) as temporary:
             temporary.write_bytes(plan)
         details = self._details(trt, folder / FILENAME, candidate, events)
         return Artifact(
             file=FILENAME,
-            digest=digest_files([folder / FILENAME]),
+            extra_files=tuple(path.name for path in plugins),
+            digest=digest_files([folder / FILENAME, *plugins]),
             size_bytes=len(plan),
             build_seconds=time.perf_counter() - started,
             versions=self.versions(),
-            details={**details, PROFILES: to_text(settings.profiles)},
+            details={
+                **details,
+                PROFILES: to_text(settings.profiles),
+                **({"plugins": [path.name for path in plugins]} if plugins else {}),
+                **({"version_compatible": True} if settings.version_compatible else {}),
+            },
         )
 
     def open(self, folder: Path, artifact: Artifact, runtime: Options) -> Runner:
@@ -133,6 +166,8 @@ class TensorRTEngine:
             folder / artifact.file,
             cuda_graph=bool(runtime.get("cuda_graph", True)),
             transfers=bool(runtime.get("transfers", True)),
+            plugins=[folder / name for name in artifact.details.get("plugins", ())],
+            host_code=bool(artifact.details.get("version_compatible", False)),
         )
 
     def serving_traits(self, artifact: Artifact, runtime: Options) -> ServingTraits:
@@ -140,18 +175,19 @@ class TensorRTEngine:
 
         Of the engine that `with_shapes` gave: the largest batch decides which sizes are served.
         """
-        profiles, largest = from_text(str(artifact.details.get(PROFILES, ""))), self._max_batch_size
-        bindings = served_bindings(artifact.details["bindings"], largest)
+        profiles, largest = from_text(str(artifact.details.get(PROFILES, ""))), self.max_batch_size
+        inputs, outputs = tensor_specs(artifact.details["bindings"], largest)
         cuda_graph = bool(runtime.get("cuda_graph", True))
         return ServingTraits(
             backend="tensorrt",
             filename=FILENAME,
             instance_kind="KIND_GPU",
+            parameters=_parameters(artifact),
             optimization=optimization_text(profiles, largest, cuda_graph=cuda_graph),
             preferred_batch_sizes=preferred_batch_sizes(profiles, largest),
             profiles=tuple(str(index) for index in range(len(profiles))) if len(profiles) > 1 else (),
-            inputs=tuple(_spec(entry) for entry in bindings if entry["input"]),
-            outputs=tuple(_spec(entry) for entry in bindings if not entry["input"]),
+            inputs=inputs,
+            outputs=outputs,
         )
 
     def timing_cache(self) -> Path:
@@ -160,16 +196,16 @@ class TensorRTEngine:
         name = "-".join(
             versions[key] for key in ("gpu", "compute_capability", "cuda_driver", "tensorrt")
         ).replace(" ", "_")
-        root = self._cache or Path.home() / ".cache" / "tritongen" / "tensorrt"
+        root = self.cache or Path.home() / ".cache" / "tritongen" / "tensorrt"
         return root / f"{name}.timing"
 
     def _profiles(self) -> Sequence[Profile]:
-        if self._max_batch_size <= 1:
-            return (wide_profile(self._inputs, self._max_batch_size),)
-        return profiles_per_batch_size(self._inputs, (1, self._max_batch_size))
+        if self.max_batch_size <= 1:
+            return (wide_profile(self.inputs, self.max_batch_size),)
+        return profiles_per_batch_size(self.inputs, (1, self.max_batch_size))
 
     def _details(self, trt: Any, file: Path, candidate: Candidate, events: EventSink) -> dict[str, Any]:
-        plan = load_plan(trt, file)
+        plan = load_plan(trt, file, host_code=bool(candidate.options.get("version_compatible", False)))
         proof = inspection.prove(inspection.layers_of(trt, plan.engine), candidate.precision)
         events(Event("trial", "progress", f"{candidate.precision}: {proof.evidence}, {proof.summary}"))
         if proof.evidence == "ABSENT":
@@ -190,31 +226,23 @@ class TensorRTEngine:
         }
 
 
-def settings_of(candidate: Candidate, model: Path) -> Settings:
-    """What a candidate's options mean to the builder; a ranges file beside the model makes INT8 implicit."""
-    options = candidate.options
-    settings = Settings(
-        precision=candidate.precision,
-        tf32=options.get(MATH, "tf32") == "tf32",
-        profiles=from_text(str(options.get(PROFILES, ""))),
-        optimization_level=_whole(options, "optimization_level"),
-        timing_iterations=_whole(options, "timing_iterations"),
-        aux_streams=_whole(options, "aux_streams"),
-        sparsity=bool(options.get("sparsity", False)),
-        refittable=bool(options.get("refittable", False)),
-        version_compatible=bool(options.get("version_compatible", False)),
-        hardware_compatible=bool(options.get("hardware_compatible", False)),
-    )
-    ranges = model.with_suffix(".ranges.json")
-    if candidate.precision is Precision.INT8 and ranges.exists():
-        settings = replace(settings, ranges=read_ranges(ranges))
-    return settings
+def _parameters(artifact: Artifact) -> dict[str, str]:
+    """What the embedded server's backend must be told; Triton's own takes both on its command line."""
+    plugins = ";".join(artifact.details.get("plugins", ()))
+    trusted = {"version_compatible": "true"} if artifact.details.get("version_compatible") else {}
+    return {**({"plugins": plugins} if plugins else {}), **trusted}
 
 
-def _whole(options: Options, name: str) -> int | None:
-    return int(options[name]) if name in options else None
-
-
-def _spec(entry: Any) -> TensorSpec:
-    shape = tuple("?" if size < 0 else int(size) for size in entry["shape"])
-    return TensorSpec(entry["name"], from_name(entry["dtype"]), shape)
+def _require_files(plugins: Sequence[Path]) -> None:
+    names = [plugin.name for plugin in plugins]
+    for plugin in plugins:
+        if not plugin.is_file():
+            raise InputError(
+                f"there is no plugin {plugin}", expected="a shared library (.so)", fix="correct its path"
+            )
+        if names.count(plugin.name) > 1:
+            raise InputError(
+                f"two plugins are named {plugin.name}",
+                expected="different file names: they lie beside the plan",
+                fix="rename one of them",
+            )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,42 @@ def features(trt: Any) -> Features:
         tiling=hasattr(trt.IBuilderConfig, "tiling_optimization_level"),
         tactic_sources=tuple(name for name in _SOURCES if hasattr(trt.TacticSource, name)),
     )
+
+
+def require(trt: Any, options: Collection[str]) -> None:
+    """RequirementError for the first of these builder options that this TensorRT does not have."""
+    flags, config = trt.BuilderFlag, trt.IBuilderConfig
+    known = {
+        "optimization_level": (hasattr(config, "builder_optimization_level"), "8.6 or newer"),
+        "aux_streams": (hasattr(config, "max_aux_streams"), "8.6 or newer"),
+        "tiling": (hasattr(config, "tiling_optimization_level"), "10.8 or newer"),
+        "build_route": (hasattr(config, "build_route"), "11.1 or newer, on Linux"),
+        "sparsity": (hasattr(flags, "SPARSE_WEIGHTS"), "8.0 or newer"),
+        "refit": (hasattr(flags, "REFIT"), "a version with refittable plans"),
+        "version_compatible": (hasattr(flags, "VERSION_COMPATIBLE"), "8.6 or newer"),
+        "hardware_compatible": (hasattr(trt, "HardwareCompatibilityLevel"), "8.6 or newer"),
+    }
+    for name in options:
+        has_it, needed = known.get(name, (True, ""))
+        if not has_it:
+            raise RequirementError(
+                f"TensorRT {trt.__version__} does not have tensorrt.{name}",
+                expected=f"TensorRT {needed}",
+                fix=f"leave {name} out, or install another TensorRT",
+            )
+
+
+def require_tactic_sources(trt: Any, names: Collection[str]) -> None:
+    """RequirementError for a tactic source that this TensorRT does not have."""
+    has = features(trt).tactic_sources
+    for name in names:
+        if name not in has:
+            raise RequirementError(
+                f"TensorRT {trt.__version__} has no tactic source '{name}'",
+                found=name,
+                expected=", ".join(has),
+                fix="name one of these in tensorrt.tactic_sources",
+            )
 
 
 _SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")

@@ -123,7 +123,6 @@ def build_plan(
 
 def configure(trt: Any, builder: Any, network: Any, settings: Settings) -> Any:
     """The builder configuration of `settings`, as far as this version has each of them."""
-    has = api.features(trt)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     api.set_precision(
@@ -143,9 +142,9 @@ def configure(trt: Any, builder: Any, network: Any, settings: Settings) -> Any:
         if value is not None:
             setattr(config, name, value)
     _set_flags(trt, config, settings)
-    if settings.tiling_level is not None and has.tiling:
+    if settings.tiling_level is not None:
         config.tiling_optimization_level = getattr(trt.TilingOptimizationLevel, settings.tiling_level)
-    if settings.build_route is not None and has.build_routes:
+    if settings.build_route is not None:
         config.build_route = settings.build_route
     profiles = [_add_profile(builder, config, network, profile) for profile in settings.profiles]
     if settings.calibrator is not None:

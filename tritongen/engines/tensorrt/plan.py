@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tritongen.engines.tensorrt import api
-from tritongen.engines.tensorrt.building import Log, make_logger
+from tritongen.engines.tensorrt.building import Log, load_plugin, make_logger
 from tritongen.engines.tensorrt.profiles import Extent, Profile
 from tritongen.errors import BuildError, ModelError
 from tritongen.plan_errors import explain
@@ -35,13 +36,20 @@ class Plan:
     profiles: tuple[Profile, ...]
 
 
-def load_plan(trt: Any, path: Path) -> Plan:
-    """Deserialize `path`; ModelError that explains a version, GPU or file mismatch."""
+def load_plan(trt: Any, path: Path, *, plugins: Sequence[Path] = (), host_code: bool = False) -> Plan:
+    """Deserialize `path`; ModelError that explains a version, GPU or file mismatch.
+
+    `host_code`: trust the code that a version-compatible plan carries.
+    """
     log = Log()
     logger = make_logger(trt, log)
+    for plugin in plugins:
+        load_plugin(trt, logger, plugin)
     if hasattr(trt, "init_libnvinfer_plugins"):
         trt.init_libnvinfer_plugins(logger, "")
     runtime = trt.Runtime(logger)
+    if host_code and hasattr(runtime, "engine_host_code_allowed"):
+        runtime.engine_host_code_allowed = True
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,16 @@ class TensorRTRunner:
         transfers: bool = True,
         device: int = 0,
         module: str = "tensorrt",
+        plugins: Sequence[Path] = (),
+        host_code: bool = False,
     ) -> None:
         self._path = path
         self._cuda_graph = cuda_graph
         self._transfers = transfers
         self._device = device
         self._module = module
+        self._plugins = plugins
+        self._host_code = host_code
         self._plan: Plan | None = None
         self._contexts: dict[int, Any] = {}
         self._buffers: dict[str, cuda.Buffer] = {}
@@ -52,7 +57,9 @@ class TensorRTRunner:
     def __enter__(self) -> Self:
         cuda.use_device(self._device)
         before = cuda.memory_info()[0]
-        self._plan = load_plan(api.load(self._module), self._path)
+        self._plan = load_plan(
+            api.load(self._module), self._path, plugins=self._plugins, host_code=self._host_code
+        )
         self._stream = cuda.Stream()
         self._context = self._context_of(0)
         self.device_bytes = max(before - cuda.memory_info()[0], 0)
