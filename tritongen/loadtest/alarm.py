@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Callable
 
 _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
 _NS_PER_S = 1_000_000_000
+_LEAD_NS = 60_000
+"""How much earlier it wakes, since waking takes time; until the moment it then watches the clock."""
+_MOST_WATCHED = 10
+"""At most one part in so many of a wait is spent watching."""
 
 
 class _Specification(ctypes.Structure):
@@ -33,13 +39,19 @@ class Alarm:
             raise OSError(ctypes.get_errno(), "timerfd_create")
         self._loop = loop
         self._ring = ring
+        self._due = 0
+        self._wakes = 0
+        self._is_set = False
         self._specification = _Specification(0, 0, 0, 0)
         self._pointer = ctypes.byref(self._specification)
         loop.add_reader(self._handle, self._wake)
 
     def set(self, time_ns: int) -> None:
         """Ring at `time_ns`, at once if that is past; replaces what was set before."""
-        self._specification.value_s, self._specification.value_ns = divmod(max(time_ns, 1), _NS_PER_S)
+        early = min(_LEAD_NS, max(0, time_ns - time.monotonic_ns()) // _MOST_WATCHED)
+        self._due, self._wakes, self._is_set = time_ns, max(time_ns - early, 1), True
+        self._specification.value_s, self._specification.value_ns = divmod(self._wakes, _NS_PER_S)
+        # Setting it also takes back that it has rung.
         self._libc.timerfd_settime(self._handle, _TFD_TIMER_ABSTIME, self._pointer, None)
 
     def close(self) -> None:
@@ -47,8 +59,13 @@ class Alarm:
         os.close(self._handle)
 
     def _wake(self) -> None:
-        try:
-            os.read(self._handle, 8)
-        except BlockingIOError:  # set anew between the poll and this call
+        now, due = time.monotonic_ns(), self._due
+        if now < self._wakes:  # set anew between the poll and this call
             return
+        while now < due:
+            now = time.monotonic_ns()
+        self._is_set = False
         self._ring()
+        if not self._is_set:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._handle, 8)

@@ -15,7 +15,6 @@ import resource
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +29,8 @@ from tritongen.loadtest.transport import Transport, open_transport
 
 now_ns = time.monotonic_ns
 _SWEEP_S = 0.005
+"""Between looks for requests that are past their time-out, when one is near it."""
+_IDLE_SWEEP_S = 0.05
 _BURST = 64
 """Sends in a row before answers are looked at again, when the sender is behind."""
 _CLOSED_LOOP_PAUSE_S = 0.01
@@ -50,28 +51,27 @@ class Sender:
         self.idle = asyncio.Event()
         self.no_more = False
         self.stopped = False
-        self._file = file
+        self._write = file.write
         self._batches = job.batches
-        self._deadlines: deque[tuple[int, int]] = deque()
+        self._timeout_ns = job.timeout_ns
+        self._max_in_flight = job.max_in_flight
 
     def begin(self, row: int, scheduled: int, request: int) -> None:
         """Send now, or write down why not."""
         sent = now_ns()
-        if len(self.in_flight) >= self.job.max_in_flight:
-            self.record(row, scheduled, sent, sent, samples.NOT_SENT, request)
-            return
-        if sent - scheduled >= self.job.timeout_ns:  # its answer would be too late at once
-            self.record(row, scheduled, sent, sent, samples.LATE, request)
-            return
-        self.in_flight[row] = (scheduled, sent, request)
-        self._deadlines.append((scheduled + self.job.timeout_ns, row))
-        self.transport.send(row, request)
+        if len(self.in_flight) >= self._max_in_flight:
+            self._write(row, scheduled, sent, sent, samples.NOT_SENT, request, self._batches[request])
+        elif sent - scheduled >= self._timeout_ns:  # its answer would be too late at once
+            self._write(row, scheduled, sent, sent, samples.LATE, request, self._batches[request])
+        else:
+            self.in_flight[row] = (scheduled, sent, request)
+            self.transport.send(row, request)
 
     def finish(self, row: int, status: int, detail: str) -> None:
         """An answer or a failure came in."""
         done = now_ns()
         scheduled, sent, request = self.in_flight.pop(row)
-        self.record(row, scheduled, sent, done, status, request)
+        self._write(row, scheduled, sent, done, status, request, self._batches[request])
         if status != samples.OK:
             self.messages.setdefault(status, detail)
         self.after(status)
@@ -81,21 +81,17 @@ class Sender:
         if self.no_more and not self.in_flight:
             self.idle.set()
 
-    def record(  # noqa: PLR0917  (called for every request: keywords cost)
-        self, row: int, scheduled: int, sent: int, done: int, status: int, request: int
-    ) -> None:
-        self._file.write(row, scheduled, sent, done, status, request, self._batches[request])
-
-    def sweep(self) -> None:
-        """Give up on requests that are past their time-out."""
+    def sweep(self) -> float:
+        """Give up on requests that are past their time-out; returns the seconds until the next look."""
         now = now_ns()
-        while self._deadlines and (
-            self._deadlines[0][0] <= now or self._deadlines[0][1] not in self.in_flight
-        ):
-            row = self._deadlines.popleft()[1]
-            if row in self.in_flight:
-                self.transport.abandon(row)
-                self.finish(row, samples.TIMEOUT, "")
+        while self.in_flight:
+            row = next(iter(self.in_flight))  # they were scheduled in the order in which they began
+            left_ns = self.in_flight[row][0] + self._timeout_ns - now
+            if left_ns > 0:
+                return min(_IDLE_SWEEP_S, max(_SWEEP_S, left_ns / 1e9))
+            self.transport.abandon(row)
+            self.finish(row, samples.TIMEOUT, "")
+        return _IDLE_SWEEP_S
 
     def end(self) -> None:
         """No more sends; the run is over when nothing is in flight."""
@@ -263,6 +259,7 @@ async def _obey(stop: Callable[[], None], reader: asyncio.StreamReader) -> None:
 
 
 async def _sweep(sender: Sender) -> None:
+    pause_s = 0.0
     while True:
-        await asyncio.sleep(_SWEEP_S)
-        sender.sweep()
+        await asyncio.sleep(pause_s)
+        pause_s = sender.sweep()
