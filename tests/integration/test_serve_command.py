@@ -56,10 +56,12 @@ def _tritongen(
     )
 
 
-def _foreground(repository: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A foreground server that has said that it is ready."""
+def _foreground(
+    repository: Path, environment: Mapping[str, str], *more: str, seen: list[str] | None = None
+) -> subprocess.Popen[str]:
+    """A foreground server that has said that it is ready; `seen` gets what it said until then."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tritongen", "serve", str(repository), *FREE_PORTS],
+        [sys.executable, "-m", "tritongen", "serve", str(repository), *FREE_PORTS, *more],
         env=dict(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -67,6 +69,8 @@ def _foreground(repository: Path, environment: Mapping[str, str]) -> subprocess.
     )
     assert process.stdout is not None
     for line in process.stdout:
+        if seen is not None:
+            seen.append(line)
         if line.startswith("Ctrl-C"):
             return process
     assert process.stderr is not None
@@ -119,6 +123,46 @@ def test_the_foreground_ends_cleanly(
     assert "Traceback" not in stderr
     assert not server.alive
     assert running_servers(state) == []
+
+
+def test_the_log_and_flags_of_triton_pass_through(
+    repository: Path, environment: Mapping[str, str], state: Path
+) -> None:
+    """As a container runs it: the log on stdout to the last line, and models that can be loaded again."""
+    flags = ("--log-file", "-", "--", "--model-control-mode=explicit", "--load-model=*")
+    seen: list[str] = []
+    with _foreground(repository, environment, *flags, seen=seen) as process:
+        (server,) = running_servers(state)
+        control = connect(server.http_url)
+        control.unload("relu")
+        control.load("relu")
+        assert control.is_ready("relu")
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert any("Started HTTPService" in line for line in seen)
+    assert "successfully unloaded 'relu'" in stdout
+    assert stdout.endswith("stopped\n")
+
+
+def test_a_log_on_stdout_still_explains_a_failed_start(
+    repository: Path, environment: Mapping[str, str]
+) -> None:
+    (repository / "relu" / "1" / "model.onnx").write_bytes(b"no model")
+    broken = _tritongen(["serve", str(repository), *FREE_PORTS, "--log-file", "-"], environment)
+    assert broken.returncode == 5
+    assert "Triton cannot serve model 'relu'" in broken.stderr
+    assert "failed to load 'relu'" in broken.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [(["a", "b"], "one server serves one repository"), (["--", "--http-port=1"], "is set by tritongen")],
+)
+def test_words_that_serve_does_not_take(words: list[str], found: str, environment: Mapping[str, str]) -> None:
+    refused = _tritongen(["serve", *words], environment)
+    assert refused.returncode == 2
+    assert found in refused.stderr
 
 
 def test_stop_ends_a_foreground_server(repository: Path, environment: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,20 +19,32 @@ Examples:
   tritongen serve                                  # ./model_repository on ports 8000, 8001 and 8002
   tritongen serve --background && tritongen stop
   tritongen serve repo --model digits --http-port 0 --grpc-port 0 --metrics-port 0
+  tritongen serve -- --model-control-mode=explicit --load-model='*'     # for `tritongen reload`
 """
+
+DEFAULT_REPOSITORY = "model_repository"
+STDOUT = Path("-")
+OWN_FLAGS = {
+    "--model-repository": "REPOSITORY",
+    **{f"--{each}-port": f"tritongen's --{each}-port, before the --" for each in ("http", "grpc", "metrics")},
+    **{f"--{each}-address": "--host" for each in ("http", "grpc", "metrics")},
+}
+"""Triton's flags that have another name here."""
 
 
 @click.command(epilog=EPILOG, short_help="Serve a repository with a real Triton on this machine.")
-@click.argument(
-    "repository", type=click.Path(path_type=Path), default="model_repository", metavar="[REPOSITORY]"
-)
+@click.argument("words", nargs=-1, metavar="[REPOSITORY] [-- TRITON-FLAG…]")
 @click.option("--http-port", default=8000, show_default=True, help="0: any free port; likewise the next two.")
 @click.option("--grpc-port", default=8001, show_default=True)
 @click.option("--metrics-port", default=8002, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: reachable from the network.")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Serve only this one (repeatable).")
 @click.option("--background", is_flag=True, help="Return once it is ready; `tritongen stop` ends it.")
-@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Where Triton's log goes.")
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Where Triton's log goes; - is stdout.",
+)
 @click.option(
     "--cache-mb", type=int, help="Size of the response cache; 0: none. Default: 100 if a model asks for one."
 )
@@ -39,7 +52,7 @@ Examples:
     "--ready-timeout", default=300.0, show_default=True, metavar="S", help="Seconds to load all models."
 )
 def command(  # noqa: PLR0917  (click passes every option by position or name)
-    repository: Path,
+    words: tuple[str, ...],
     http_port: int,
     grpc_port: int,
     metrics_port: int,
@@ -52,16 +65,20 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
 ) -> int:
     """Serve the model repository REPOSITORY (by default ./model_repository) with a real Triton.
 
+    What follows -- goes to tritonserver as it is.
+
     Every model is loaded before the command reports that it serves. It listens on this machine only,
     unless --host says otherwise, and ends with Ctrl-C (or `tritongen stop`).
     """
     from tritongen.serving.embedded import EmbeddedServer
     from tritongen.serving.registry import new_log, state_folder
 
+    repository, flags = _repository_and_flags(words)
     state = state_folder(os.environ)
     _refuse_second(state, repository)
-    if background and log_file is None:
+    if background and log_file in (None, STDOUT):
         log_file = new_log(state, repository)
+    to_stdout = log_file == STDOUT
     server = EmbeddedServer(
         repository,
         host=host,
@@ -70,7 +87,9 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
         metrics_port=metrics_port,
         load=models or None,
         cache_bytes=None if cache_mb is None else cache_mb << 20,
-        log_file=log_file.absolute() if log_file else None,
+        log_file=log_file.absolute() if log_file and not to_stdout else None,
+        log_stream=sys.stdout.buffer if to_stdout else None,
+        extra_args=flags,
         ready_timeout_s=ready_timeout,
         detached=background,
     )
@@ -80,6 +99,26 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
     click.echo(f"starting Triton on {repository} …", err=True)
     server.start()
     return _keep(server, state) if background else _attend(server, state)
+
+
+def _repository_and_flags(words: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """What is served, and what is handed on to tritonserver; SpecError for a second repository."""
+    from tritongen.errors import SpecError
+
+    flags = tuple(word for word in words if word.startswith("-"))
+    names = [word for word in words if word not in flags]
+    if len(names) > 1 or words[: len(names)] != tuple(names):
+        raise SpecError(
+            "one server serves one repository",
+            found=" ".join(words),
+            expected="[REPOSITORY] [-- --TRITON-FLAG=VALUE …]",
+            fix="write each of Triton's flags as one word, with =",
+        )
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name in OWN_FLAGS:
+            raise SpecError(f"{name} of Triton is set by tritongen", found=flag, fix=f"use {OWN_FLAGS[name]}")
+    return Path(names[0] if names else DEFAULT_REPOSITORY), flags
 
 
 def _refuse_second(state: Path, repository: Path) -> None:

@@ -27,6 +27,7 @@ from tritongen.serving import supervisor
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, port_taken
 from tritongen.serving.installation import Installation, find_installation
+from tritongen.serving.log_relay import LogRelay
 from tritongen.serving.ports import check_port, free_ports, ipv4_address
 from tritongen.serving.scratch import (
     interpreter_folder,
@@ -68,7 +69,10 @@ class EmbeddedServer:
     """Size of the response cache; 0: none; None: 100 MB if a model's config asks for one."""
     log_file: Path | None = None
     """Where Triton's log goes; without one it vanishes with the server."""
+    log_stream: BinaryIO | None = None
+    """Where the log is passed on to as it comes, instead of into a file."""
     extra_args: Sequence[str] = ()
+    """Triton's own flags."""
     ready_timeout_s: float = 300.0
     detached: bool = False
     """Let the server outlive this process; its end is then `stop_process` on its `pid`."""
@@ -76,6 +80,7 @@ class EmbeddedServer:
     _lifeline: int | None = field(default=None, init=False, repr=False)
     _scratch: Path | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
+    _relay: LogRelay | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> Self:
         self.start()
@@ -155,6 +160,8 @@ class EmbeddedServer:
                 self._process.kill()
                 self._process.wait()
         self._close_lifeline()
+        if self._relay is not None:
+            self._relay.finish()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -189,8 +196,10 @@ class EmbeddedServer:
             backends = prepare_backends(installation, scratch)
             log = self.log_file or scratch / "triton.log"
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as output:
-                self._log_start = output.tell()
+            self._log_start = log.stat().st_size if log.exists() else 0
+            if self.log_stream is not None:
+                self._relay = LogRelay(self.log_stream, log)
+            with self._relay or log.open("ab") as output:
                 self._start_supervisor(self._job(installation, scratch, backends), output)
         except OSError as error:
             self.stop()
