@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -239,29 +238,3 @@ def tritongen(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         capture_output=True, text=True, check=False, cwd=folder, timeout=550,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
-
-
-@pytest.mark.server
-def test_build_serve_and_loadtest_on_the_gpu(tmp_path: Path) -> None:
-    convolutional(tmp_path / "net.onnx")
-    for name, seed in (("calibration", 1), ("validation", 2)):
-        np.savez(tmp_path / f"{name}.npz", x=sample(64, seed))
-    made = tritongen(
-        tmp_path, "build", "net.onnx", "--engine", "tensorrt", "--max-batch-size", "8",
-        "--calibration-data", "calibration.npz", "--validation-data", "validation.npz",
-    )  # fmt: skip
-    assert made.returncode == 0, made.stdout + made.stderr
-    target = tmp_path / "model_repository" / "net"
-    manifest = json.loads((target / "manifest.json").read_text())
-    assert (target / "1" / "model.plan").exists()
-    assert manifest["backend"] == "tensorrt"
-    assert "KIND_GPU" in (target / "config.pbtxt").read_text()
-    served = tritongen(tmp_path, "serve", "--background")
-    assert served.returncode == 0, served.stdout + served.stderr
-    try:
-        tested = tritongen(
-            tmp_path, "loadtest", "net", "--rate", "400", "--p99-ms", "50", "--duration", "20s"
-        )  # fmt: skip
-        assert tested.returncode == 0, tested.stdout + tested.stderr
-    finally:
-        tritongen(tmp_path, "stop")
