@@ -11,14 +11,15 @@ from tests.conftest import SaveModel
 from tests.repository_models import to_write
 from tritongen.errors import RepositoryError
 from tritongen.repository.manifest import Manifest
-from tritongen.repository.targets import Known, find_target, known_tags
-from tritongen.repository.writer import write_model
-from tritongen.serving.container.images import (
+from tritongen.repository.targets import (
     VERSION_COMPATIBLE,
-    choose_image,
-    image_for,
+    Known,
+    find_target,
+    known_tags,
     loads_version_compatible,
 )
+from tritongen.repository.writer import write_model
+from tritongen.serving.container.images import choose_image, image_for
 
 DOCS = Path(__file__).parents[2] / "docs"
 IMAGE = "nvcr.io/nvidia/tritonserver"

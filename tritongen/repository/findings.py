@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "unknown"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (error), or that one should know (warning)."""
+    """One thing that is wrong (error), that one should know (warning), or that could not be found out."""
 
     model: str | None
     """None for the repository as a whole."""

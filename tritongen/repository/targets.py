@@ -13,6 +13,10 @@ import yaml
 from tritongen.errors import SpecError
 
 EMBEDDED = "embedded"
+VERSION_COMPATIBLE = "tensorrt,version-compatible=true"
+"""The `--backend-config` that lets a newer TensorRT load version-compatible plans."""
+_VERSION_COMPATIBLE_SINCE = "2.38"
+"""Triton of 23.09, the first with that option."""
 IMAGE = "nvcr.io/nvidia/tritonserver"
 _TABLE = Path(__file__).with_name("targets.yaml")
 _REFERENCE = re.compile(
@@ -62,6 +66,13 @@ class Target:
             return f"the file has opset {opset}, and {reader} reads up to {self.max_opset}"
         return None
 
+    def loads_version_compatible(self, built: str) -> bool:
+        """Whether, with VERSION_COMPATIBLE, it loads a version-compatible plan of TensorRT `built`."""
+        if self.tensorrt is None or self.triton is None:
+            return False
+        since = numbers(self.triton.version) >= numbers(_VERSION_COMPATIBLE_SINCE)
+        return since and loads_version_compatible(built, self.tensorrt.version)
+
 
 def find_target(image: str | None) -> Target:
     """The target by its image ("…/tritonserver:26.09-py3", "26.09"); None or "embedded": this environment.
@@ -81,8 +92,8 @@ def find_target(image: str | None) -> Target:
         onnxruntime=onnxruntime,
         max_ir_version=limits.get("max_ir_version"),
         max_opset=limits.get("max_opset"),
-        cuda=(cuda := _known(row.get("cuda"))),
-        min_driver=_table()["drivers"].get(cuda.version.split(".")[0]) if cuda else None,
+        cuda=(cuda := _known(row["cuda"])),
+        min_driver=driver_for(cuda),
         min_compute_capability=_min_compute_capability(tag),
     )
 
@@ -103,6 +114,27 @@ def embedded() -> Target:
 
 
 _TRITON_OF_PYTRITON = {"0.7.0": "2.51.0"}
+
+
+def driver_for(cuda: Known | None) -> str | None:
+    """The oldest driver that runs a version of CUDA ("580"); None where that is unknown."""
+    drivers: dict[str, str] = _table()["drivers"]
+    return None if cuda is None else drivers.get(cuda.version.partition(".")[0])
+
+
+def loads_version_compatible(built: str, image: str) -> bool:
+    """Whether TensorRT `image` loads a version-compatible plan of `built`: 8 → 10, 10 → 11, never 8 → 11."""
+    before, after = numbers(built), numbers(image)
+    majors = [8, 10, 11]
+    if before[0] == after[0]:
+        return after >= before[: len(after)]
+    near = before[0] in majors and after[0] in majors
+    return near and majors.index(after[0]) - majors.index(before[0]) == 1
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """ "10.13.3.9" → (10, 13, 3, 9); what is no number counts as 0."""
+    return tuple(int(part) if part.isdecimal() else 0 for part in version.split("."))
 
 
 def same_release(one: str, other: str) -> bool:

@@ -13,11 +13,12 @@ from tritongen.repository.config_text import parse
 from tritongen.repository.contents import entry_of, listing
 from tritongen.repository.existing import CONFIG, examine
 from tritongen.repository.findings import Finding
+from tritongen.repository.image_match import check_plan_image
 from tritongen.repository.model_match import check_model_file
 from tritongen.repository.plan_match import check_plan_here, check_plans
 from tritongen.repository.rules import backend_of, check_rules, server_options
 from tritongen.repository.swap import staging_folder
-from tritongen.repository.targets import EMBEDDED, same_release
+from tritongen.repository.targets import EMBEDDED
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
@@ -255,7 +256,7 @@ def _readable(folder: Path) -> Iterator[Finding]:
 def _place(manifest: Manifest, place: Place) -> Iterator[Finding]:
     name, target = manifest.name, place.target
     if manifest.backend == "tensorrt" and target.name != EMBEDDED:
-        yield from _plan(manifest, target)
+        yield from check_plan_image(manifest, target)
     if place.machine is not None:
         missing = sorted(set(manifest.machine.cpu_features) - set(place.machine.cpu_features))
         if manifest.backend == "onnxruntime" and missing:
@@ -275,34 +276,5 @@ def _place(manifest: Manifest, place: Place) -> Iterator[Finding]:
             f"{', '.join(proof.slo for proof in void)} was proved with another config.pbtxt",
             "the promise is UNPROVEN for this one",
             f"run `tritongen loadtest {name}` again",
-            "warning",
-        )
-
-
-def _plan(manifest: Manifest, target: Target) -> Iterator[Finding]:
-    built = manifest.versions.get("tensorrt")
-    if target.tensorrt is None:
-        yield Finding(
-            manifest.name,
-            "target",
-            f"{target.name} is not known to have TensorRT",
-            "a plan loads only in the very TensorRT version that built it",
-            "name the image with --image",
-        )
-    elif built is not None and not same_release(built, target.tensorrt.version):
-        yield Finding(
-            manifest.name,
-            "target",
-            f"the plan was built by TensorRT {built}, and {target.name} has {target.tensorrt}",
-            "a plan loads only in the very TensorRT version that built it",
-            "build it in the image's own TensorRT, or serve it with the image that matches",
-        )
-    elif not target.tensorrt.verified:
-        yield Finding(
-            manifest.name,
-            "target",
-            f"that {target.name} has TensorRT {target.tensorrt.version} is unverified",
-            "the plan may not load",
-            f"docker run --rm {target.name} printenv TRT_VERSION",
             "warning",
         )

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tritongen.errors import RepositoryError
-from tritongen.repository.targets import EMBEDDED, find_target, known_tags, same_release
+from tritongen.repository.targets import (
+    EMBEDDED,
+    VERSION_COMPATIBLE,
+    find_target,
+    known_tags,
+    numbers,
+    same_release,
+)
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
     from tritongen.repository.targets import Target
-
-VERSION_COMPATIBLE = "tensorrt,version-compatible=true"
-"""The `--backend-config` that lets a newer TensorRT load version-compatible plans."""
-_VERSION_COMPATIBLE_SINCE = "23.09"
 
 
 @dataclass(frozen=True)
@@ -83,24 +86,9 @@ def fit(manifest: Manifest, target: Target) -> Fit:
     return _plan(manifest, target) if manifest.backend == "tensorrt" else _onnx(manifest, target)
 
 
-def loads_version_compatible(built: str, image: str) -> bool:
-    """Whether TensorRT `image` loads a version-compatible plan of `built`: 8 → 10, 10 → 11, never 8 → 11."""
-    before, after = numbers(built), numbers(image)
-    majors = [8, 10, 11]
-    if before[0] == after[0]:
-        return after >= before[: len(after)]
-    near = before[0] in majors and after[0] in majors
-    return near and majors.index(after[0]) - majors.index(before[0]) == 1
-
-
 def is_version_compatible(manifest: Manifest) -> bool:
     """Whether the plan was built with VERSION_COMPATIBLE."""
     return bool(manifest.candidate.options.get("version_compatible", False))
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """ "10.13.3.9" → (10, 13, 3, 9); what is no number counts as 0."""
-    return tuple(int(part) if part.isdecimal() else 0 for part in version.split("."))
 
 
 def _plan(manifest: Manifest, target: Target) -> Fit:
@@ -110,8 +98,7 @@ def _plan(manifest: Manifest, target: Target) -> Fit:
     loads: Literal["yes", "unverified"] = "yes" if known.verified else "unverified"
     if same_release(built, known.version):
         return Fit(loads)
-    has_flag = target.name.rpartition(":")[2] >= _VERSION_COMPATIBLE_SINCE
-    if has_flag and is_version_compatible(manifest) and loads_version_compatible(built, known.version):
+    if is_version_compatible(manifest) and target.loads_version_compatible(built):
         return Fit(loads, backend_config=(VERSION_COMPATIBLE,))
     return Fit("no", f"it has TensorRT {known}")
 
