@@ -8,6 +8,7 @@ from pathlib import Path
 from tritongen.repository.assembly import Assembly
 from tritongen.repository.contents import Contents
 from tritongen.repository.existing import examine
+from tritongen.repository.kept import ASIDE, highest_version, keep, recover_kept
 from tritongen.repository.manifest import Manifest
 from tritongen.repository.request import BuiltCandidate, ModelToWrite
 from tritongen.repository.swap import locked, place, recover, staged
@@ -38,14 +39,17 @@ def write_model(
     """
     check_model_name(model.name)
     with locked(repository):
-        for name in recover(repository):
+        for name in (*recover(repository), *recover_kept(repository)):
             events(Event("write", "note", "put back after an interrupted write", subject=name))
         target = repository / model.name
         existing = examine(target, force=force)
         with staged(repository, model.name) as folder:
-            assembly = Assembly(model, Contents(folder), existing, events)
+            used = highest_version(repository, model.name)
+            assembly = Assembly(model, Contents(folder), existing, events, highest_version=used)
             manifest = assembly.run()
             place(folder, target)
+            if existing is not None and existing.manifest.files != manifest.files:
+                keep(folder if folder.exists() else folder.parent / ASIDE, repository)
     version = manifest.version
     events(
         Event(

@@ -1,0 +1,201 @@
+"""Whole states of a model beside the repository: replaced by a build, set aside or refused by a reload.
+
+No Triton looks there. Each has a folder of its own:
+
+    .<repository>.kept/<model>.<version>/new        the model's folder, as it stood in the repository
+                                        candidate   a file: `reload` has set it aside until it is checked
+                                        rejected    a file with the reason: the server did not take it over
+
+Folders change places with the one in the repository by one system call, so that a kill at any moment leaves
+one of the two states whole; which version a folder holds is therefore read from its manifest, never its name.
+Where the repository is a mount point of its own nothing can be kept, as nothing can be renamed out of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritongen.errors import RepositoryError
+from tritongen.files import digest_files, write_text
+from tritongen.repository.manifest import FILENAME, Manifest, read_manifest
+from tritongen.repository.swap import explained, place, staging_folder
+
+STATE, ASIDE = "new", "old"
+_CANDIDATE, _REJECTED = "candidate", "rejected"
+_MOST = 2
+"""Replaced states per model: the first since a reload (a server may run it still), and the last."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One state of a model beside the repository."""
+
+    slot: Path
+    manifest: Manifest
+
+    @property
+    def folder(self) -> Path:
+        return self.slot / STATE
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    @property
+    def rejected(self) -> str | None:
+        """Why a server did not take it over; None if none was asked."""
+        return _read(self.slot / _REJECTED)
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether a reload set it aside and was stopped before it decided."""
+        return _read(self.slot / _CANDIDATE) == _identity(self.folder)
+
+
+def kept_root(repository: Path) -> Path | None:
+    """Where states of `repository` are kept; None where nothing can be renamed out of it."""
+    staging = staging_folder(repository)
+    beside = staging.parent
+    return None if beside == repository.resolve() else beside / f".{repository.resolve().name}.kept"
+
+
+def kept_states(repository: Path, name: str) -> tuple[Kept, ...]:
+    """Every readable state of model `name` beside the repository, by version."""
+    root = kept_root(repository)
+    found = []
+    for slot in root.glob(f"{name}.*") if root is not None else ():
+        if slot.name.rpartition(".")[0] != name:
+            continue
+        try:
+            found.append(Kept(slot, read_manifest(slot / STATE)))
+        except RepositoryError:
+            continue  # being filled when its writer was killed: nothing to go back to
+    return tuple(sorted(found, key=lambda kept: (kept.version, kept.slot.name)))
+
+
+def highest_version(repository: Path, name: str) -> int:
+    """The highest version number that a state beside the repository has; 0 if there is none."""
+    return max((kept.version for kept in kept_states(repository, name)), default=0)
+
+
+def keep(folder: Path, repository: Path) -> None:
+    """Keep the folder that has just been replaced (in its staging workspace), and forget those in between.
+
+    RepositoryError if the file system refuses. Call it under `locked`.
+    """
+    root = kept_root(repository)
+    if root is None:
+        return
+    manifest = read_manifest(folder)
+    with explained(repository):
+        for older in kept_states(repository, manifest.name):
+            if older.version == manifest.version and not older.is_candidate:
+                shutil.rmtree(older.slot)
+        folder.rename(_new_slot(root, manifest) / STATE)
+        replaced = [each for each in kept_states(repository, manifest.name) if each.rejected is None]
+        for between in replaced[1 : 1 - _MOST]:
+            shutil.rmtree(between.slot)
+
+
+def _new_slot(root: Path, manifest: Manifest) -> Path:
+    root.mkdir(exist_ok=True)
+    slot = root / f"{manifest.name}.{manifest.version}"
+    try:
+        slot.mkdir()
+    except FileExistsError:
+        return Path(tempfile.mkdtemp(prefix=f"{manifest.name}.", dir=root))
+    return slot
+
+
+def put_in_service(kept: Kept, repository: Path, *, sets_aside: bool = False) -> Kept:
+    """Let a kept state and the one in the repository change places; the latter, as it is kept now.
+
+    With `sets_aside` it is marked as a candidate that a reload has yet to decide on.
+    """
+    target = repository / kept.manifest.name
+    leaving = read_manifest(target)
+    with explained(repository):
+        if sets_aside:  # written first: it counts once the slot holds what it names
+            _mark(kept.slot, _CANDIDATE, _identity(target))
+        _mark(kept.slot, _REJECTED, None)
+        place(kept.folder, target)
+        if not kept.folder.exists():
+            (kept.slot / ASIDE).rename(kept.folder)
+        if not sets_aside:
+            _mark(kept.slot, _CANDIDATE, None)
+        return Kept(_named_after(kept.slot, leaving), leaving)
+
+
+def _named_after(slot: Path, manifest: Manifest) -> Path:
+    """The slot under the name of what it holds now, where that is free."""
+    better = slot.with_name(f"{manifest.name}.{manifest.version}")
+    return slot if better.exists() else slot.rename(better)
+
+
+def reject(kept: Kept, reason: str) -> None:
+    """Remember why a server did not take this state over; only the last such state of a model stays."""
+    repository_root = kept.slot.parent
+    with explained(repository_root):
+        _mark(kept.slot, _REJECTED, reason)
+        _mark(kept.slot, _CANDIDATE, None)
+        for slot in repository_root.glob(f"{kept.manifest.name}.*"):
+            same_model = slot.name.rpartition(".")[0] == kept.manifest.name
+            if same_model and slot != kept.slot and (slot / _REJECTED).exists():
+                shutil.rmtree(slot)
+
+
+def confirm(repository: Path, name: str, before: Kept | None) -> None:
+    """The state in the repository is in service: keep only the one `before` it, to go back to.
+
+    And a refused one of a higher number, which is not to be used again.
+    """
+    root, version = kept_root(repository), read_manifest(repository / name).version
+    refused = (
+        k.slot for k in kept_states(repository, name) if k.rejected is not None and k.version > version
+    )
+    stay = {*refused, *([before.slot] if before is not None else [])}
+    with explained(repository):
+        for slot in root.glob(f"{name}.*") if root is not None else ():
+            if slot.name.rpartition(".")[0] == name and slot not in stay:
+                shutil.rmtree(slot)
+        if before is not None:
+            _mark(before.slot, _CANDIDATE, None)
+
+
+def recover_kept(repository: Path) -> tuple[str, ...]:
+    """Put back what a kill between two renames left (file systems without exchange); the models' names."""
+    root = kept_root(repository)
+    restored = []
+    with explained(repository):
+        for slot in sorted(root.iterdir()) if root is not None and root.is_dir() else ():
+            name, aside = slot.name.rpartition(".")[0], slot / ASIDE
+            if not aside.is_dir():
+                continue
+            if not (repository / name).exists():
+                aside.rename(repository / name)
+                restored.append(name)
+            elif not (slot / STATE).exists():
+                aside.rename(slot / STATE)
+    return tuple(restored)
+
+
+def _identity(folder: Path) -> str:
+    """What tells one state of a model from another, also of the same version."""
+    return digest_files([folder / FILENAME])
+
+
+def _mark(slot: Path, name: str, text: str | None) -> None:
+    if text is None:
+        (slot / name).unlink(missing_ok=True)
+    else:
+        write_text(slot / name, text)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
