@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from tritongen.errors import InputError, ServerError
@@ -16,11 +16,19 @@ from tritongen.serving.access import Access
 from tritongen.serving.statistics import ModelStatistics
 from tritongen.serving.transport import Refusal
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 DEFAULT_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 300.0
 READY_POLL_S = 0.05
 HELD_STATES = ("READY", "UNLOADING")
 DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
+_NOBODY = "tritongen-asks-whether-models-may-be-loaded"
+
+
+class RefusedError(ServerError):
+    """The server answered, and will not."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,10 @@ class Transport(Protocol):
     def load(self, name: str, config: str | None, timeout_s: float) -> None: ...
 
     def unload(self, name: str, timeout_s: float) -> None: ...
+
+    def infer(
+        self, name: str, version: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float
+    ) -> dict[str, NDArray[Any]]: ...
 
     def share_memory(self, name: str, key: str, size: int) -> None: ...
 
@@ -218,7 +230,12 @@ class ServerControl:
         If that fails, the server goes on with what it had. It also keeps a configuration that was given
         earlier, until `unload`: only then does `load` without one mean the file's again.
         """
-        self._ask(self._transport.load, model, config, timeout_s)
+        try:
+            self._transport.load(model, config, timeout_s)
+        except Refusal as refusal:
+            raise RefusedError(
+                f"the server at {self.url} cannot load '{model}'", found=_readable(refusal)
+            ) from None
 
     def unload(self, model: str, timeout_s: float = LOAD_TIMEOUT_S) -> None:
         """Take a model out of service, and wait until the server has let go of it."""
@@ -228,6 +245,26 @@ class ServerControl:
             if time.monotonic() > deadline:
                 raise ServerError(f"the server at {self.url} still unloads '{model}' after {timeout_s:.0f} s")
             time.sleep(READY_POLL_S)
+
+    def check_explicit(self) -> None:
+        """RefusedError unless models may be loaded and unloaded (`--model-control-mode=explicit`)."""
+        try:
+            self._transport.unload(_NOBODY, DEFAULT_TIMEOUT_S)  # nothing to do, where it is allowed
+        except Refusal as refusal:
+            raise RefusedError(
+                f"the server at {self.url} does not let models be loaded while it runs",
+                found=_readable(refusal),
+                expected="a Triton that was started with --model-control-mode=explicit --load-model=*",
+                fix="start it so, as `tritongen serve` and our compose files do; a restart also brings up "
+                "what is in the repository",
+            ) from None
+
+    def infer(
+        self, model: str, version: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float = LOAD_TIMEOUT_S
+    ) -> dict[str, NDArray[Any]]:
+        """All outputs of one call to a version of a model (empty: the server's choice)."""
+        outputs: dict[str, NDArray[Any]] = self._ask(self._transport.infer, model, version, inputs, timeout_s)
+        return outputs
 
     def share_memory(self, name: str, key: str, size: int) -> None:
         """Let the server read the POSIX shared memory object `key` of this machine as region `name`."""
@@ -245,13 +282,13 @@ class ServerControl:
 
     def _explain(self, refusal: Refusal, model: str) -> ServerError:
         if not _means_unknown(refusal):
-            return ServerError(f"the server at {self.url} refuses", found=_readable(refusal))
+            return RefusedError(f"the server at {self.url} refuses", found=_readable(refusal))
         try:
             names = sorted({str(entry.get("name")) for entry in self._transport.index()})
         except (ServerError, Refusal):
             names = []
         near = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
-        return ServerError(
+        return RefusedError(
             f"the server at {self.url} has no model '{model}' that is loaded",
             found=self._states() if names else _readable(refusal),
             fix=f"did you mean '{near[0]}'?" if near and near[0] != model else "check the name, or load it",

@@ -6,11 +6,15 @@ import http.client
 import json
 import socket
 import ssl
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tritongen.errors import ServerError
 from tritongen.serving.access import Access
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Refusal(Exception):  # noqa: N818  (it is an answer, not a failure of ours)
@@ -64,6 +68,24 @@ class HttpTransport:
     def unload(self, name: str, timeout_s: float) -> None:
         self._json("POST", f"/v2/repository/models/{quote(name, safe='')}/unload", {}, timeout_s)
 
+    def infer(
+        self, name: str, version: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float
+    ) -> dict[str, NDArray[Any]]:
+        """One call; tensors in binary form."""
+        from tritonclient.http import InferenceServerClient
+
+        from tritongen.serving.tensors import as_arrays, http_inputs
+
+        body, size = InferenceServerClient.generate_request_body(http_inputs(inputs))
+        headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(size)}
+        status, content, header_size = self._send(
+            "POST", f"{_model(name, version)}/infer", bytes(body), headers, timeout_s
+        )
+        if status != http.client.OK:
+            raise Refusal(_error(content) or f"HTTP status {status}", status)
+        length = None if header_size is None else int(header_size)
+        return as_arrays(InferenceServerClient.parse_response_body(content, header_length=length))
+
     def share_memory(self, name: str, key: str, size: int) -> None:
         path = f"/v2/systemsharedmemory/region/{quote(name, safe='')}/register"
         self._json("POST", path, {"key": key, "offset": 0, "byte_size": size})
@@ -95,13 +117,12 @@ class HttpTransport:
         self, verb: str, path: str, body: dict[str, Any] | None = None, timeout_s: float | None = None
     ) -> Any:
         status, content = self._exchange(verb, path, body, timeout_s)
+        if status != http.client.OK:
+            raise Refusal(_error(content) or f"HTTP status {status} for {path}", status)
         try:
             answer = json.loads(content) if content else {}
         except ValueError:
             answer = None
-        if status != http.client.OK:
-            error = answer.get("error") if isinstance(answer, dict) else None
-            raise Refusal(str(error or f"HTTP status {status} for {path}"), status)
         if answer is None:
             raise self._not_v2("the answer is not JSON")
         return answer
@@ -109,6 +130,14 @@ class HttpTransport:
     def _exchange(
         self, verb: str, path: str, body: dict[str, Any] | None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
+        data = None if body is None else json.dumps(body).encode()
+        status, content, _ = self._send(verb, path, data, {"Content-Type": "application/json"}, timeout_s)
+        return status, content
+
+    def _send(
+        self, verb: str, path: str, data: bytes | None, headers: dict[str, str], timeout_s: float | None
+    ) -> tuple[int, bytes, str | None]:
+        """Status, body, and the length of the JSON in front of binary tensors, if the server says one."""
         timeout = timeout_s or self._timeout_s
         connection = (
             http.client.HTTPConnection(self._host, self._port, timeout=timeout)
@@ -116,14 +145,9 @@ class HttpTransport:
             else http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
         )
         try:
-            connection.request(
-                verb,
-                self._prefix + path,
-                None if body is None else json.dumps(body),
-                {"Content-Type": "application/json", **dict(self._access.headers)},
-            )
+            connection.request(verb, self._prefix + path, data, {**headers, **dict(self._access.headers)})
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            return answer.status, answer.read(), answer.getheader("Inference-Header-Content-Length")
         except http.client.HTTPException as error:
             raise self._not_v2(f"{type(error).__name__}: {error!s:.60}") from None
         except OSError as error:
@@ -164,6 +188,14 @@ def unreachable(address: str, error: OSError) -> ServerError:
             fix="if this is the server's gRPC port, use grpc:// instead of http://",
         )
     return ServerError(f"{address} cannot be reached", found=str(error))
+
+
+def _error(content: bytes) -> str:
+    """What the server says of an error; empty if it is not in the protocol's form."""
+    try:
+        return str(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _model(name: str, version: str) -> str:

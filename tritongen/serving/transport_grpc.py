@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from tritongen.errors import ServerError
 from tritongen.serving.access import Access
 from tritongen.serving.transport import Refusal, unreachable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class GrpcTransport:
@@ -55,6 +59,13 @@ class GrpcTransport:
 
     def unload(self, name: str, timeout_s: float) -> None:
         self._call("unload_model", name, client_timeout=timeout_s)
+
+    def infer(
+        self, name: str, version: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float
+    ) -> dict[str, NDArray[Any]]:
+        from tritongen.serving.tensors import as_arrays, grpc_inputs
+
+        return as_arrays(self._call("infer", name, grpc_inputs(inputs), version, client_timeout=timeout_s))
 
     def share_memory(self, name: str, key: str, size: int) -> None:
         self._call("register_system_shared_memory", name, key, size)
