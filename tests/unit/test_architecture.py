@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "autotune": _MODEL | {"runs", "precision", "engines"},
     "repository": _MODEL | {"runs", "engines", "autotune.selection"},
     "serving": _WORDS | {"plan_errors", "repository.manifest", "repository.targets", "repository.findings"},
+    "reload": _WORDS | {"runs", "repository", "autotune.closeness", *_RUNNING_SERVER},
     "loadtest": _MODEL | {"runs", *_RUNNING_SERVER},
     "tuning": _MODEL | {"runs", "loadtest", *_RUNNING_SERVER},
     "report": _WORDS | {"runs"},

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("tritongen.cli.verify", "Check a model repository against its manifest and a server."),
     "serve": ("tritongen.cli.serve", "Serve a repository with a real Triton on this machine."),
     "stop": ("tritongen.cli.stop", "Stop a server that `serve --background` started."),
+    "reload": ("tritongen.cli.reload", "Let a running server take over a new version, checked first."),
     "loadtest": ("tritongen.cli.loadtest", "Check requests/s and P99 against a running server."),
     "doctor": ("tritongen.cli.doctor", "Say what works on this machine and what is missing."),
     "schema": ("tritongen.cli.schema", "Print the JSON schema of the spec or of a record."),

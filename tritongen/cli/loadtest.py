@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,7 @@ if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
     from tritongen.runs.loadtest import LoadReport
     from tritongen.runs.peak import PeakReport
-    from tritongen.serving.registry import RunningServer
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-DEFAULT_GRPC_URL = "grpc://127.0.0.1:8001"
 _INTERRUPTED = 130
 _SEARCH_LEAST_S, _SEARCH_MOST_S = 15.0, 60.0
 """A search makes up to sixteen probes."""
@@ -69,7 +65,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
 )
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--url", help=f"http://HOST:PORT or grpc://HOST:PORT.  [default: as `serve` says, else {DEFAULT_URL}]"
+    "--url", help="http://HOST:PORT or grpc://HOST:PORT.  [default: as `serve` or triton.env says, else 8000]"
 )
 @click.option("--protocol", type=click.Choice(["http", "grpc"]), help="[default: as --url says, else http]")
 @click.option("--model-version", "version", default="", metavar="N", help="[default: the server's choice]")
@@ -266,6 +262,7 @@ def _settings(
 
     And the repository that our own server serves, where it is the one under test.
     """
+    from tritongen.cli.servers import find_server
     from tritongen.errors import InputError
     from tritongen.loadtest.settings import Settings
     from tritongen.slo import parse_slo
@@ -274,14 +271,14 @@ def _settings(
     lengths = load_options.varying_duration(offered, duration or max_duration)
     if lengths is not None and find_max:
         raise InputError("a search tries steady rates", found="a rate that changes", fix="give one --rate")
-    server = _running_server(url, repository)
-    manifest = _manifest(model, Path(server.repository) if server else repository)
+    server = find_server(url, repository)
+    manifest = _manifest(model, server.repository)
     promised = (*slo, *([f"p99<={p99_ms:.15g}ms"] if p99_ms is not None else []))
     if not promised and manifest is not None:
         promised = manifest.slo
     settings = Settings(
         model=model,
-        url=url or _default_url(server, protocol),
+        url=url or server.address(protocol),
         protocol=protocol,
         slos=tuple(parse_slo(text) for text in promised),
         shapes={**_known_shapes(manifest), **shapes},
@@ -290,29 +287,12 @@ def _settings(
             lengths
             or _durations(duration, min_duration, max_duration, objectives=bool(promised), find_max=find_max)
         ),
-        metrics_url=metrics_url or (server.metrics_url if server else None),
+        metrics_url=metrics_url or server.metrics_url,
         warmup_s=warmup,
         timeout_s=timeout,
         **offered,
     )
-    return settings, Path(server.repository) if server else None
-
-
-def _running_server(url: str | None, repository: Path | None) -> RunningServer | None:
-    """The server that `tritongen serve` runs at this address, or, without one, the one that is meant."""
-    from tritongen.serving.registry import choose_server, running_servers, state_folder
-
-    state = state_folder(os.environ)
-    if url is None:
-        return choose_server(state, repository)
-    wanted = url.rstrip("/") if "://" in url else f"http://{url}"
-    return next((each for each in running_servers(state) if wanted in (each.http_url, each.grpc_url)), None)
-
-
-def _default_url(server: RunningServer | None, protocol: str | None) -> str:
-    if protocol == "grpc":
-        return server.grpc_url if server else DEFAULT_GRPC_URL
-    return server.http_url if server else DEFAULT_URL
+    return settings, server.repository if server.own else None
 
 
 def _manifest(model: str, repository: Path | None) -> Manifest | None:

@@ -53,6 +53,7 @@ def _records() -> dict[str, dict[str, Any]]:
     from tritongen.runs.loadtest import LoadReport
     from tritongen.runs.peak import PeakReport
     from tritongen.runs.records import Calibration, Comparison, Selection, Sensitivity, Trial, schema_name
+    from tritongen.runs.reload import ReloadReport
 
     records = (
         Preparation,
@@ -66,5 +67,6 @@ def _records() -> dict[str, dict[str, Any]]:
         Manifest,
         LoadReport,
         PeakReport,
+        ReloadReport,
     )
     return {schema_name(record).split("/")[1]: record.model_json_schema() for record in records}

@@ -1,0 +1,344 @@
+"""One reload from the state of the disk and the server to the report: the Python API of `tritongen reload`.
+
+What the disk holds at each moment, so that a server that restarts brings up a version that it served or that
+was checked (`old` serves, `new` is what the build wrote; both are whole states of the model's folder):
+
+    repository   beside it              the server
+    new          old                    old              after `tritongen build`
+    old          new                    old              1. the old state goes back into the repository
+    old          new                    old + shadow     2. the new one is loaded under another name, checked
+    new          old                    old              3. the new state goes into the repository
+    new          old                    new              4. `load`: the old version serves until then
+
+A failure in 2 ends there; one in 4 undoes 3. A kill leaves one of these lines, and the next reload goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritongen.autotune.closeness import EQUAL
+from tritongen.errors import InputError, RepositoryError, TritongenError
+from tritongen.reload.answers import compare_answers, known_answers
+from tritongen.reload.settings import changed_fields
+from tritongen.reload.shadow import Shadow, State, remove_shadow, shadow_name
+from tritongen.repository.contents import entry_of
+from tritongen.repository.kept import Kept, confirm, kept_states, put_in_service, recover_kept, reject
+from tritongen.repository.manifest import read_manifest
+from tritongen.repository.swap import locked, recover
+from tritongen.runs.events import Event, EventSink, Status, discard
+from tritongen.runs.records import OutputError
+from tritongen.runs.reload import ReloadOutcome, ReloadReport
+from tritongen.serving.control import LOAD_TIMEOUT_S, RefusedError, ServerControl
+
+_STAGE = "reload"
+_DRAIN_S, _POLL_S = 30.0, 0.05
+_NOT_THERE = "failed to poll from model repository"
+
+
+class ReloadError(TritongenError):
+    """The new version was not taken over; the old one serves on."""
+
+
+def reload_model(
+    control: ServerControl,
+    repository: Path,
+    name: str,
+    *,
+    to: int | None = None,
+    timeout_s: float = LOAD_TIMEOUT_S,
+    events: EventSink = discard,
+) -> ReloadReport:
+    """Let a running server take over what the repository holds of model `name`, or its kept version `to`.
+
+    InputError for a model or version that is not there; RefusedError if the server does not load models while
+    it runs; ServerError if it cannot be reached or dies (run it again: nothing is lost); ReloadError if it
+    cannot load the new version or that answers differently: then the old one serves on, and is what the
+    repository holds.
+    """
+    check_model(repository, name)
+    about = control.server_metadata()
+    control.check_explicit()
+    with locked(repository):
+        for restored in (*recover(repository), *recover_kept(repository)):
+            events(Event(_STAGE, "note", "put back after an interrupted write", subject=restored))
+        if remove_shadow(repository, name):
+            control.unload(shadow_name(name), timeout_s)
+            events(Event(_STAGE, "note", "what an interrupted reload had left is removed", subject=name))
+        reload = _Reload(control, repository, name, timeout_s, events, f"{about.name} {about.version}")
+        return reload.run(to)
+
+
+def check_model(repository: Path, name: str) -> None:
+    """InputError unless the repository holds the model."""
+    if not repository.is_dir():
+        raise InputError(
+            f"there is no model repository at {repository}",
+            found="a file" if repository.exists() else "nothing",
+            fix="name it with --repository",
+        )
+    if not (repository / name).is_dir():
+        models = sorted(path.name for path in repository.iterdir() if path.is_dir())
+        raise InputError(
+            f"{repository} holds no model '{name}'",
+            found=", ".join(models) or "no models",
+            fix="build it with `tritongen build`, or name another repository with --repository",
+        )
+
+
+@dataclass
+class _Reload:
+    control: ServerControl
+    repository: Path
+    name: str
+    timeout_s: float
+    events: EventSink
+    server: str
+    spoiled: bool = False
+    """Whether the server says that it is not ready since a load failed."""
+
+    def run(self, to: int | None) -> ReloadReport:
+        served, live = self._served(), self._live()
+        new, aside = self._choose(served, live, to)
+        check_files(new)
+        if aside is None and served == live.version and self._answers_already(live):
+            return self._report(live, served, self._compare(live, self.name), "unchanged")
+        self._say("started", f"version {new.version} is loaded beside {_served_text(served)}")
+        new, aside, old = self._protect(served, live, new, aside)
+        try:
+            answers, load_s = self._look_at(new, old)
+        except _OtherRepositoryError:
+            if aside is not None:
+                put_in_service(aside, self.repository)
+            raise
+        except (RefusedError, ReloadError) as error:
+            raise self._refused(served, new, aside, error) from None
+        before, switch_s = self._switch(served, new, aside)
+        # Of a version with another configuration only, the older configuration is not worth keeping.
+        before = before if before is not None and before.version != new.version else None
+        confirm(self.repository, self.name, before)
+        report = self._report(self._live(), served, answers, "switched")
+        return report.model_copy(
+            update={"load_s": load_s, "switch_s": switch_s, "kept": before.version if before else None}
+        )
+
+    def _served(self) -> int | None:
+        """The version that clients without one get; None if the model is not loaded."""
+        ready = [
+            int(entry.version)
+            for entry in self.control.index()
+            if entry.name == self.name and entry.state == "READY" and entry.version.isdecimal()
+        ]
+        return max(ready, default=None)
+
+    def _live(self) -> State:
+        folder = self.repository / self.name
+        return State(folder, read_manifest(folder))
+
+    def _choose(self, served: int | None, live: State, to: int | None) -> tuple[State, Kept | None]:
+        """The state to take over, and where it lies if that is beside the repository."""
+        kept = {each.version: each for each in kept_states(self.repository, self.name)}
+        if to is not None and to != live.version:
+            if to not in kept:
+                raise InputError(
+                    f"version {to} of '{self.name}' is not kept",
+                    found=", ".join(map(str, kept)) or "no other version",
+                    expected=f"{live.version}, which the repository holds, or one of these",
+                    fix="build it again",
+                )
+            return _state(kept[to]), kept[to]
+        interrupted = [each for each in kept.values() if each.is_candidate]
+        if to is None and interrupted and served == live.version:
+            return _state(interrupted[-1]), interrupted[-1]
+        return live, None
+
+    def _answers_already(self, live: State) -> bool:
+        """Whether the server runs this very state."""
+        rebuilt = any(each.version == live.version for each in kept_states(self.repository, self.name))
+        in_force = self.control.model_config(self.name)
+        if rebuilt or changed_fields(live.config, in_force):
+            return False
+        return all(each.passed for each in self._compare(live, self.name))
+
+    def _protect(
+        self, served: int | None, live: State, new: State, aside: Kept | None
+    ) -> tuple[State, Kept | None, State | None]:
+        """The served state in the repository, and the new one beside it, as far as the former is kept."""
+        states = kept_states(self.repository, self.name)
+        old = next((k for k in states if k.version == served and k.rejected is None and k != aside), None)
+        if old is not None and (live.version != served or aside is None):
+            taken = put_in_service(old, self.repository, sets_aside=aside is None)
+            if aside is None:
+                new, aside = _state(taken), taken
+        live = self._live()
+        if served is not None and live.version != served:
+            self._say(
+                "warning",
+                f"version {served}, which is served, is not kept on the disk: if version {new.version} "
+                "fails, the server goes on, but the repository has nothing to go back to",
+            )
+        return new, aside, live if live.version == served and aside is not None else None
+
+    def _look_at(self, new: State, old: State | None) -> tuple[tuple[OutputError, ...], float]:
+        """Load the new version under another name and compare its answers; ReloadError if they differ."""
+        shadow = Shadow(self.repository, self.control, new, old, self.timeout_s)
+        started = time.perf_counter()
+        try:
+            with shadow.loaded():
+                load_s = time.perf_counter() - started
+                self._say("progress", f"version {new.version} is loaded, its answers are compared")
+                answers = self._compare(new, shadow.name)
+                _check_answers(new, answers)
+        except RefusedError as error:
+            self.spoiled = shadow.spoiled
+            if _NOT_THERE not in (error.found or ""):
+                raise
+            raise _OtherRepositoryError(
+                f"the server at {self.control.url} serves another repository",
+                found="a model that was written into this one is not there",
+                expected=f"a server of {self.repository.resolve()}",
+                fix="name the server's with --repository, or the server of this one with --url",
+            ) from None
+        self._say("finished", f"version {new.version}: {_answers_text(answers)}")
+        return answers, load_s
+
+    def _compare(self, state: State, name: str) -> tuple[OutputError, ...]:
+        known = known_answers(state)
+        if known is None:
+            return ()
+        return compare_answers(self.control, name, state, known, self.timeout_s)
+
+    def _switch(self, served: int | None, new: State, aside: Kept | None) -> tuple[Kept | None, float]:
+        """Let clients have the new version; the state that was served, as it is kept now."""
+        before = put_in_service(aside, self.repository) if aside is not None else None
+        started = time.perf_counter()
+        try:
+            self.control.load(self.name, timeout_s=self.timeout_s)
+            switch_s = time.perf_counter() - started
+            self._check_switched(self._live())
+        except (RefusedError, ReloadError) as error:
+            if before is not None:
+                before = put_in_service(before, self.repository)
+                self.control.load(self.name, timeout_s=self.timeout_s)
+            raise self._refused(served, new, before, error) from None
+        self._wait_drained(new.version)
+        self._say("finished", f"clients get version {new.version}")
+        return before, switch_s
+
+    def _check_switched(self, live: State) -> None:
+        served = self._served()
+        if served != live.version:
+            raise ReloadError(
+                f"clients do not get version {live.version} of '{self.name}' after it was loaded",
+                found=f"version {served}",
+                fix="look at version_policy in its config.pbtxt",
+            )
+        _check_answers(live, self._compare(live, self.name))
+        differing = changed_fields(live.config, self.control.model_config(self.name))
+        if differing:
+            self._say("warning", f"the server runs it with other settings than its file's: {differing}")
+
+    def _wait_drained(self, version: int) -> None:
+        """Wait for the requests that older versions are still at work on, within reason."""
+        deadline = time.monotonic() + min(_DRAIN_S, self.timeout_s)
+        while any(
+            entry.name == self.name and entry.state == "UNLOADING" and entry.version != str(version)
+            for entry in self.control.index()
+        ):
+            if time.monotonic() > deadline:
+                self._say(
+                    "note", "an older version is still at work; the server lets go of it in its own time"
+                )
+                return
+            time.sleep(_POLL_S)
+
+    def _refused(
+        self, served: int | None, new: State, aside: Kept | None, error: TritongenError
+    ) -> ReloadError:
+        """The error that says what serves now and what the disk holds."""
+        cause = f"{error.message}: {error.found}" if error.found else error.message
+        if aside is not None:
+            reject(aside, cause)
+            held = self._live().version
+            disk = f"the repository holds version {held} again; the refused one is in {aside.slot}"
+        elif served is None:
+            disk = (
+                "it stays in the repository, and a server that starts tries to load it: mend it or remove it"
+            )
+        else:
+            disk = (
+                f"the repository still holds version {new.version}, and a restart would bring it up: mend it"
+            )
+        ready = "; the server says that it is not ready, until it is restarted" if self.spoiled else ""
+        return ReloadError(
+            f"version {new.version} of '{self.name}' was not taken over; {_served_text(served)} serves on",
+            found=error.found or error.message if isinstance(error, RefusedError) else cause,
+            fix=f"{disk}{ready}",
+        )
+
+    def _report(
+        self, state: State, before: int | None, answers: tuple[OutputError, ...], outcome: ReloadOutcome
+    ) -> ReloadReport:
+        return ReloadReport(
+            model=self.name,
+            url=self.control.url,
+            server=self.server,
+            outcome=outcome,
+            version=state.version,
+            before=before,
+            answers=answers,
+        )
+
+    def _say(self, status: Status, message: str) -> None:
+        self.events(Event(_STAGE, status, message, subject=self.name))
+
+
+class _OtherRepositoryError(InputError):
+    """The server does not see what is written into this repository."""
+
+
+def check_files(state: State) -> None:
+    """RepositoryError unless every file is what the build wrote."""
+    for path, entry in state.manifest.files.items():
+        try:
+            found = entry_of(state.folder / path).digest
+        except OSError as error:
+            found = str(error.strerror or error)
+        if found != entry.digest:
+            raise RepositoryError(
+                f"{state.folder / path} is not what was built",
+                found=f"SHA-256 {found[:12]}…" if len(found) == len(entry.digest) else found,
+                expected=f"{entry.digest[:12]}…, as its manifest says",
+                fix="`tritongen verify` says more; build it again with `tritongen build`",
+            )
+
+
+def _check_answers(state: State, answers: tuple[OutputError, ...]) -> None:
+    failed = [each for each in answers if not each.passed]
+    if failed:
+        raise ReloadError(
+            f"version {state.version} answers differently from when it was built",
+            found="; ".join(f"{each.output}: {_answer(each)}" for each in failed),
+        )
+
+
+def _state(kept: Kept) -> State:
+    return State(kept.folder, kept.manifest)
+
+
+def _served_text(version: int | None) -> str:
+    return "nothing" if version is None else f"version {version}"
+
+
+def _answers_text(answers: tuple[OutputError, ...]) -> str:
+    if not answers:
+        return "loaded; the build kept no answers to compare"
+    return ", ".join(f"{each.output}: {_answer(each)}" for each in answers)
+
+
+def _answer(error: OutputError) -> str:
+    if error.measure == EQUAL:
+        return f"{100 * error.value:.4g} % equal (limit {100 * error.limit:.4g} %)"
+    return f"relative L2 {error.value:.2g} (limit {error.limit:.2g})"
