@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tritongen.errors import InputError
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -27,6 +29,18 @@ def digest_files(paths: Iterable[Path]) -> str:
 def digest_json(value: Any) -> str:
     """SHA-256 over the canonical JSON form of `value`, hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_writable(path: Path) -> None:
+    """InputError, before the work whose result is to go there, for a place that cannot take a file."""
+    if path.is_dir():
+        raise InputError("a folder is where a file is to be written", found=str(path), fix="name a file")
+    if not path.parent.is_dir():
+        raise InputError(
+            "there is no such folder to write to", found=str(path.parent), fix=f"mkdir -p {path.parent}"
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError("the folder cannot be written to", found=str(path.parent), fix="choose another")
 
 
 @contextmanager

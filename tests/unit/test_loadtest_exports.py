@@ -88,17 +88,28 @@ def test_samples_are_all_there(tmp_path: Path) -> None:
     assert meanings == {OK: "ok", TIMEOUT: "timed out"}
 
 
-@pytest.mark.parametrize("name", ["s.csv", "nowhere/s.npz"])
-def test_a_place_for_samples_that_cannot_be_is_refused_before_the_run(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="samples"):
+@pytest.mark.parametrize(("name", "text"), [("s.csv", "samples"), ("nowhere/s.npz", "no such folder")])
+def test_a_place_for_samples_that_cannot_be_is_refused_before_the_run(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    with pytest.raises(InputError, match=text):
         check_samples_file(tmp_path / name)
 
 
 def test_outputs_fit_what_is_asked_for(tmp_path: Path) -> None:
+    def check(*, find_max: bool = False, both: Any = Path("-"), one: Any = None) -> None:
+        _check_outputs(find_max=find_max, both=(both,), only_search=(None,), only_test=(None, one))
+
     with pytest.raises(InputError, match="different files"):
-        _check_outputs(find_max=True, only_search=(None,), only_test=(None, tmp_path / "j.xml"))
+        check(find_max=True, one=tmp_path / "j.xml")
     with pytest.raises(InputError, match="no such folder"):
-        _check_outputs(find_max=False, only_search=(None,), only_test=(None, tmp_path / "no" / "j.xml"))
+        check(one=tmp_path / "no" / "j.xml")
+    with pytest.raises(InputError, match="no such folder"):
+        check(both=tmp_path / "no" / "r.json")
+    with pytest.raises(InputError, match="a folder is where"):
+        check(both=tmp_path)
+    check(both=tmp_path / "r.json", one=tmp_path / "j.xml")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

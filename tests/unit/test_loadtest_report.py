@@ -103,3 +103,27 @@ def test_a_manifest_gives_sizes_and_ranges() -> None:
 )
 def test_times(text: str, seconds: float) -> None:
     assert command._seconds(None, None, text) == seconds  # type: ignore[arg-type]
+
+
+def test_what_was_offered_is_said_as_it_was_asked_for() -> None:
+    found = report("p99<=20ms")
+    assert "offered   100 requests/s (poisson, open loop)" in render(found)
+    changing = found.load.model_copy(update={"shape": "50..150@10s"})
+    assert "50..150@10s requests/s (mean 100/s, poisson" in render(
+        found.model_copy(update={"load": changing})
+    )
+    replayed = found.load.model_copy(update={"trace_requests": 6000, "arrival": None})
+    text = render(found.model_copy(update={"load": replayed}))
+    assert "a trace of 6000 requests (mean 100/s, open loop)" in text
+    assert "poisson" not in text
+
+
+def test_an_interval_without_an_end_says_so() -> None:
+    text = render(report("p99<=20ms").model_copy(update={"p99_interval_ms": (1.0, None)}))
+    assert "from 1.000 ms, no upper bound yet" in text
+
+
+def test_missing_statistics_say_why() -> None:
+    assert "extension of Triton" in render(report(triton=False))
+    assert "stopped in its warm-up" in render(report(before=None, stopped=True))
+    assert "at its end" in render(report(after=None))

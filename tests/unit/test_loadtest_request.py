@@ -168,6 +168,8 @@ def test_addresses(url: str, protocol: Any, expected: Address) -> None:
         ("http://", None),
         ("http://h", "grpc"),
         ("http://h:port", None),
+        ("http://127.0.0.1:8000]", None),
+        ('"quoted"', None),
     ],
 )
 def test_addresses_that_are_none(url: str, protocol: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -125,15 +125,16 @@ def command(
     find_max: bool,
     **flags: Any,
 ) -> int:
-    from rich.console import Console
-
     from tritongen.autotune.machine import current_machine
     from tritongen.loadtest.verdict import EXIT_CODES
+    from tritongen.report.console import console
     from tritongen.report.terminal import progress
 
-    _check_outputs(find_max=find_max, only_search=(svg,), only_test=(samples, junit, prometheus))
+    _check_outputs(
+        find_max=find_max, both=(json_file,), only_search=(svg,), only_test=(samples, junit, prometheus)
+    )
     settings, repository = _settings(find_max=find_max, **flags)
-    with progress(Console(stderr=True, highlight=False)) as events:
+    with progress(console(stderr=True)) as events:
         if find_max:
             from tritongen.loadtest.peak import find_max as search
 
@@ -157,12 +158,13 @@ def command(
     return _INTERRUPTED if report.partial else EXIT_CODES[report.outcome]
 
 
-def _check_outputs(
-    *, find_max: bool, only_search: tuple[Path | None, ...], only_test: tuple[Path | None, ...]
-) -> None:
+_Files: TypeAlias = "tuple[Path | None, ...]"
+
+
+def _check_outputs(*, find_max: bool, both: _Files, only_search: _Files, only_test: _Files) -> None:
     """Complain before the run, not after it."""
     from tritongen.errors import InputError
-    from tritongen.loadtest.sample_export import check_samples_file
+    from tritongen.files import check_writable
 
     if any(only_test if find_max else only_search):
         raise InputError(
@@ -170,11 +172,9 @@ def _check_outputs(
             expected="--svg with --find-max; --samples, --junit and --prometheus without it",
             fix="both take --json",
         )
-    if only_test[0] is not None:
-        check_samples_file(only_test[0])
-    for path in (*only_search, *only_test):
-        if path is not None and not path.parent.is_dir():
-            raise InputError("there is no such folder", found=str(path.parent), fix="make it first")
+    for path in (*both, *only_search, *only_test):
+        if path is not None and path != Path("-"):
+            check_writable(path)
 
 
 def _write_exports(report: LoadReport, junit_file: Path | None, prometheus_file: Path | None) -> None:

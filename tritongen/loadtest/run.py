@@ -17,12 +17,13 @@ from tritongen.loadtest.monitor import Monitor
 from tritongen.loadtest.plan import make_plan
 from tritongen.loadtest.probe import probe
 from tritongen.loadtest.record import Measurement, Subject, make_report
-from tritongen.loadtest.sample_export import write_samples
+from tritongen.loadtest.sample_export import check_samples_file, write_samples
 from tritongen.loadtest.schedule import Schedule
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.target import Address, ServedModel, parse_address
 from tritongen.loadtest.watch import Watch
 from tritongen.loadtest.workload import Workload, encoded, make_schedule, prepare_workload
+from tritongen.loadtest.wrong_port import explain_wrong_port
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.loadtest import LoadReport
 from tritongen.runs.records import Machine
@@ -46,12 +47,14 @@ def run_load_test(
     InputError for settings or data that cannot be used, ServerError if the server or model is not ready.
     """
     settings.check()
+    if samples_file is not None:
+        check_samples_file(samples_file)
     address = parse_address(settings.url, settings.protocol)
     settings.check_transport(address.protocol, secure=address.secure)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     control = connect(address.url, _CONTROL_TIMEOUT_S, settings.access)
     try:
-        workload = prepare_workload(settings, control)
+        workload = _workload(settings, control, address)
         model, inputs = workload.groups[0].model, workload.inputs
         knobs = _knobs(control, model)
         with encoded(settings, address, control, workload) as requests:
@@ -77,6 +80,13 @@ def _announcement(settings: Settings, model: ServedModel, inputs: Inputs) -> str
     if settings.rate_shape is not None:
         load = f"{settings.rate_shape.text} requests/s"
     return f"{load} for {settings.duration_s:g} s to {model.name} ({model.server}), inputs: {inputs.source}"
+
+
+def _workload(settings: Settings, control: ServerControl, address: Address) -> Workload:
+    try:
+        return prepare_workload(settings, control)
+    except ServerError as error:
+        raise explain_wrong_port(error, address) from None
 
 
 def _workers(settings: Settings) -> int:

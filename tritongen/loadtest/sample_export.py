@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from tritongen.errors import InputError
+from tritongen.files import check_writable
 from tritongen.loadtest.samples import Samples, cause
 
 
 def check_samples_file(path: Path) -> None:
     """InputError, before the run, for a place that cannot take it."""
-    if path.suffix != ".npz" or not path.parent.is_dir():
-        raise InputError(
-            "the samples cannot be written there",
-            found=str(path),
-            expected="FILE.npz in a folder that exists",
-        )
+    if path.suffix != ".npz":
+        raise InputError("the samples are written as .npz", found=str(path), expected="FILE.npz")
+    check_writable(path)
 
 
 def write_samples(path: Path, samples: Samples, start_ns: int) -> None:

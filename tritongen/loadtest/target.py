@@ -34,13 +34,13 @@ class Address:
 
 def parse_address(url: str, protocol: Protocol | None = None) -> Address:
     """The address that `url` names; InputError when it is none, or is not of the wanted protocol."""
-    parts = urlsplit(url if "://" in url else f"{protocol or 'http'}://{url}")
-    scheme = parts.scheme
     try:
+        parts = urlsplit(url if "://" in url else f"{protocol or 'http'}://{url}")
         port = parts.port
     except ValueError:
-        port = -1
-    if scheme not in DEFAULT_PORTS or not parts.hostname or port == -1:
+        parts, port = urlsplit(""), None
+    scheme = parts.scheme
+    if scheme not in DEFAULT_PORTS or not parts.hostname or set(parts.hostname) & set(" \"'{}<>|\\^`,;"):
         raise InputError(
             f"'{url}' is not the address of a server",
             expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
@@ -86,7 +86,7 @@ class ServedModel:
 
 def describe(control: ServerControl, model: str, version: str = "") -> ServedModel:
     """Ask the server about a model that must be ready; ServerError with its own words otherwise."""
-    control.check_ready(model, version)
+    _check_ready(control, model, version)
     metadata = control.model_metadata(model, version)
     server = control.server_metadata()
     inputs = tuple(_tensor(each) for each in metadata.inputs)
@@ -102,6 +102,22 @@ def describe(control: ServerControl, model: str, version: str = "") -> ServedMod
         binary="binary_tensor_data" in server.extensions,
         server=f"{server.name} {server.version}".strip(),
     )
+
+
+def _check_ready(control: ServerControl, model: str, version: str) -> None:
+    try:
+        control.check_ready(model, version)
+    except ServerError:
+        if not version or not control.is_ready(model):
+            raise
+        versions = control.model_metadata(model).versions
+        if version in versions:
+            raise
+        raise ServerError(
+            f"model '{model}' has no version {version} that is loaded",
+            found=f"version{'s' * (len(versions) > 1)} {', '.join(versions)}",
+            fix=f"--model-version {versions[-1]}, or leave --model-version away" if versions else None,
+        ) from None
 
 
 def _max_batch_size(control: ServerControl, model: str, version: str) -> int | None:

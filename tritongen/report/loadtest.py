@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tritongen.runs.loadtest import GpuFigures, Latency, LoadOutcome, LoadReport, ServerFigures
+from tritongen.runs.loadtest import GpuFigures, Latency, Load, LoadOutcome, LoadReport, ServerFigures
 
 _MEANINGS = {
     LoadOutcome.PASS: "every objective is met",
@@ -27,13 +27,9 @@ def render(report: LoadReport) -> str:
 
 def _header(report: LoadReport) -> Iterator[str]:
     load = report.load
-    if load.mode == "rate":
-        offered = f"{load.rate:g} requests/s ({load.arrival}, open loop)"
-    else:
-        offered = f"{load.concurrency} in flight (closed loop)"
     yield f"{report.model} at {report.url} ({report.server or 'unknown server'}, {report.protocol})"
     yield (
-        f"offered   {offered}, batch {load.batch_size}, {load.prepared_requests} different requests, "
+        f"offered   {_offered(load)}, batch {load.batch_size}, {load.prepared_requests} different requests, "
         f"inputs: {load.inputs}"
     )
     settled = "settled" if report.warm_up.settled else "NOT settled"
@@ -42,6 +38,16 @@ def _header(report: LoadReport) -> Iterator[str]:
         f"({report.warm_up.requests} requests left out; {settled})"
         + ("; PARTIAL: stopped before its time" if report.partial else "")
     )
+
+
+def _offered(load: Load) -> str:
+    if load.mode == "concurrency":
+        return f"{load.concurrency} in flight (closed loop)"
+    if load.trace_requests is not None:
+        return f"a trace of {load.trace_requests} requests (mean {load.rate:.4g}/s, open loop)"
+    if load.shape is not None:
+        return f"{load.shape} requests/s (mean {load.rate:.4g}/s, {load.arrival}, open loop)"
+    return f"{load.rate:g} requests/s ({load.arrival}, open loop)"
 
 
 def _throughput(report: LoadReport) -> Iterator[str]:
@@ -63,7 +69,13 @@ def _latencies(report: LoadReport) -> Iterator[str]:
     for label, latency in rows if report.load.mode == "rate" else rows[:1]:
         yield f"{label:<10}" + "".join(f"{_ms(value):>9}" for value in _values(latency))
     low, high = report.p99_interval_ms
-    yield f"          95 % confidence interval of the response P99: {_ms(low)} to {_ms(high)} ms"
+    yield f"          95 % confidence interval of the response P99: {_interval(low, high)}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None:
+        return "beyond all answers"
+    return f"{_ms(low)} to {_ms(high)} ms" if high is not None else f"from {_ms(low)} ms, no upper bound yet"
 
 
 def _values(latency: Latency) -> list[float | None]:

@@ -31,8 +31,13 @@ class Load(Record):
     mode: Literal["rate", "concurrency"]
     """Open loop (requests leave on schedule) or closed loop (each answer sends the next request)."""
     rate: float | None = None
-    """Requests per second of an open loop."""
+    """Requests per second of an open loop; where it changes, the mean."""
+    shape: str | None = None
+    """The rate as it was asked for, if it changes."""
+    trace_requests: int | None = None
+    """Arrivals of the trace that were replayed, if there is one."""
     arrival: Literal["poisson", "constant"] | None = None
+    """How requests were spaced, unless by a trace."""
     concurrency: int | None = None
     """Calls in flight of a closed loop."""
     batch_size: int
