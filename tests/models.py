@@ -348,3 +348,22 @@ BATCHING = (
     "quantized",
 )
 """Those of SERVABLE whose axis 0 truly is the batch."""
+
+
+def hostile_to_int8(width: int = 512, ruined: int = 2, layers: int = 4) -> Any:
+    """x [n, width] → y through linear layers; before one of them channels differ by a factor of 10,000."""
+    rng = np.random.default_rng(0)
+    spread = np.exp(rng.uniform(0, np.log(1e4), width)).astype(np.float32)
+    nodes, constants, x = [], [numpy_helper.from_array(spread, "spread")], "x"
+    for i in range(layers):
+        matrix = rng.normal(scale=(2 / width) ** 0.5, size=(width, width)).astype(np.float32)
+        if i == ruined:
+            nodes.append(helper.make_node("Mul", [x, "spread"], ["spread_out"], "mul"))
+            matrix, x = matrix / spread[:, None], "spread_out"
+        constants.append(numpy_helper.from_array(matrix, f"w{i}"))
+        last = i == layers - 1
+        nodes.append(helper.make_node("MatMul", [x, f"w{i}"], ["y" if last else f"m{i}"], f"matmul{i}"))
+        if not last:
+            nodes.append(helper.make_node("Relu", [f"m{i}"], [f"r{i}"], f"relu{i}"))
+        x = f"r{i}"
+    return model(nodes, [value("x", ["n", width])], [value("y", ["n", width])], constants)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 from tests import models
 from tests.unit.test_selection import point, trial
@@ -28,28 +27,7 @@ from tritongen.spec import AccuracySpec, DataSpec, ModelSpec
 
 ENGINE = load_engine("onnxruntime")
 GOAL = Goal.parse("throughput")
-WIDTH, LAYERS, RUINED = 512, 4, 2
-
-
-def hostile(path: Path) -> Path:
-    """x [n, 512] → y through four linear layers; before one of them channels differ by a factor of 10,000."""
-    rng = np.random.default_rng(0)
-    spread = np.exp(rng.uniform(0, np.log(1e4), WIDTH)).astype(np.float32)
-    nodes, weights, x = [], [numpy_helper.from_array(spread, "spread")], "x"
-    for i in range(LAYERS):
-        matrix = rng.normal(scale=(2 / WIDTH) ** 0.5, size=(WIDTH, WIDTH)).astype(np.float32)
-        if i == RUINED:
-            nodes.append(helper.make_node("Mul", [x, "spread"], ["spread_out"], "mul"))
-            matrix, x = matrix / spread[:, None], "spread_out"
-        weights.append(numpy_helper.from_array(matrix, f"w{i}"))
-        last = i == LAYERS - 1
-        nodes.append(helper.make_node("MatMul", [x, f"w{i}"], ["y" if last else f"m{i}"], f"matmul{i}"))
-        if not last:
-            nodes.append(helper.make_node("Relu", [f"m{i}"], [f"r{i}"], f"relu{i}"))
-        x = f"r{i}"
-    proto = models.model(nodes, [models.value("x", ["n", WIDTH])], [models.value("y", ["n", WIDTH])], weights)
-    onnx.save(proto, path)
-    return path
+WIDTH, RUINED = 512, 2
 
 
 @pytest.fixture
@@ -58,7 +36,7 @@ def setting(tmp_path: Path) -> Setting:
     for name in ("calibration", "validation"):
         np.savez(tmp_path / f"{name}.npz", x=rng.standard_normal((48, WIDTH)).astype(np.float32))
     spec = ModelSpec(
-        path=hostile(tmp_path / "m.onnx"),
+        path=models.save(models.hostile_to_int8(), tmp_path / "m.onnx"),
         max_batch_size=4,
         data=DataSpec(
             calibration=str(tmp_path / "calibration.npz"), validation=str(tmp_path / "validation.npz")

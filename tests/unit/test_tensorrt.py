@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests import models
 from tritongen.engines import Engine, load_engine
-from tritongen.engines.tensorrt import FILENAME, TensorRTEngine, api, cuda, settings_of
+from tritongen.engines.tensorrt import FILENAME, TensorRTEngine, api, cuda
 from tritongen.engines.tensorrt.building import refusal
 from tritongen.engines.tensorrt.inspection import parse_layers, prove, with_times
 from tritongen.engines.tensorrt.options import settings_of

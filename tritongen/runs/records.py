@@ -67,6 +67,25 @@ class Artifact(Record):
     """What the engine wants to remember."""
 
 
+class GpuConditions(Record):
+    """The GPU while one point was measured, as far as NVML tells."""
+
+    clock_mhz: int | None = None
+    """Median of the streaming multiprocessors' clock, after the warm-up; so are the next two."""
+    lowest_clock_mhz: int | None = None
+    highest_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    """The highest."""
+    throttled: tuple[str, ...] = ()
+    """Why clocks were not higher."""
+    other_processes: int = 0
+    """Other processes that hold the GPU, busy or not."""
+    busy_processes: int = 0
+    """Other processes that computed on it meanwhile, as far as the driver tells."""
+    memory_used_bytes: int | None = None
+    """Of the whole GPU, by everyone."""
+
+
 class LatencyPoint(Record):
     """The bare engine at one batch size, under one runtime setting, with k instances at once."""
 
@@ -84,6 +103,11 @@ class LatencyPoint(Record):
     """Half-width of the 95 % confidence interval of the median, as a fraction of the median."""
     samples: str | None = None
     """Array name in the trial's samples.npz: raw latencies in nanoseconds."""
+    gpu: GpuConditions | None = None
+    noisy: tuple[str, ...] = ()
+    """Why this is noisy although it was repeated."""
+    repeats: int = 0
+    """How often it was measured again because it was noisy."""
 
 
 class OutputError(Record):

@@ -125,8 +125,10 @@ class TensorRTEngine:
         return [{**shapes, MATH: "fp32"}, {**shapes, MATH: "tf32"}]
 
     def runtimes(self, graph: Graph, cores: int) -> Sequence[tuple[Options, int]]:  # noqa: ARG002
-        """With a CUDA graph, alone and two at once (copies of one overlap the other's work); and without."""
-        return [({"cuda_graph": True}, 1), ({"cuda_graph": True}, 2), ({"cuda_graph": False}, 1)]
+        """With a CUDA graph, alone and k at once (copies of one overlap the other's work); and without."""
+        graphs: Options = {"cuda_graph": True}
+        together = (1, 2, 4) if self.thorough else (1, 2)
+        return [*((graphs, k) for k in together), ({"cuda_graph": False}, 1)]
 
     def build(self, model: Path, candidate: Candidate, folder: Path, events: EventSink) -> Artifact:
         """Build the plan, look for the precision in it, and prove that it loads.

@@ -83,6 +83,12 @@ def driver_release(version_file: Path = Path("/proc/driver/nvidia/version")) -> 
     return None
 
 
+def pci_bus_id(device: int = 0) -> str:
+    """The GPU's place on the bus ("0000:1A:00.0"), by which NVML knows it too."""
+    found = check(runtime().cudaDeviceGetPCIBusId(32, device))
+    return (found.decode() if isinstance(found, bytes) else str(found)).rstrip("\0")
+
+
 def driver_version() -> str:
     """The CUDA version that the driver supports ("13.0")."""
     number = int(check(runtime().cudaDriverGetVersion()))

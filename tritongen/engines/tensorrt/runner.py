@@ -51,18 +51,22 @@ class TensorRTRunner:
         self._graph: cuda.Graph | None = None
         self._context: Any = None
         self._stream: cuda.Stream | None = None
+        self._free_before = 0
         self.device_bytes: int | None = None
-        """GPU memory that opening took: weights, and activations of the first context."""
+        """GPU memory taken since it was opened, as of the last `prepare`: weights, activations, buffers."""
+        self.gpu: str | None = None
+        """PCI bus id of the GPU, while it is open."""
 
     def __enter__(self) -> Self:
         cuda.use_device(self._device)
-        before = cuda.memory_info()[0]
+        self.gpu = cuda.pci_bus_id(self._device)
+        self._free_before = cuda.memory_info()[0]
         self._plan = load_plan(
             api.load(self._module), self._path, plugins=self._plugins, host_code=self._host_code
         )
         self._stream = cuda.Stream()
         self._context = self._context_of(0)
-        self.device_bytes = max(before - cuda.memory_info()[0], 0)
+        self.device_bytes = self._taken()
         return self
 
     def __exit__(
@@ -79,6 +83,9 @@ class TensorRTRunner:
         if self._stream is not None:
             self._stream.free()
             self._stream = None
+
+    def _taken(self) -> int:
+        return max(self._free_before - cuda.memory_info()[0], 0)
 
     @property
     def bindings(self) -> tuple[Binding, ...]:
@@ -122,6 +129,7 @@ class TensorRTRunner:
             with graph:
                 self._work()
             self._graph = graph
+        self.device_bytes = self._taken()
 
     def step(self) -> int:
         """Run the prepared inputs once; nanoseconds by CUDA events."""
