@@ -19,11 +19,12 @@ Examples:
   tritongen serve                                  # ./model_repository on ports 8000, 8001 and 8002
   tritongen serve --background && tritongen stop
   tritongen serve repo --model digits --http-port 0 --grpc-port 0 --metrics-port 0
-  tritongen serve -- --model-control-mode=explicit --load-model='*'     # for `tritongen reload`
+  tritongen serve -- --model-control-mode=none                     # nobody may load models while it runs
 """
 
 DEFAULT_REPOSITORY = "model_repository"
 STDOUT = Path("-")
+_LOOPBACK = ("127.", "localhost")
 OWN_FLAGS = {
     "--model-repository": "REPOSITORY",
     **{f"--{each}-port": f"tritongen's --{each}-port, before the --" for each in ("http", "grpc", "metrics")},
@@ -68,7 +69,8 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
     What follows -- goes to tritonserver as it is.
 
     Every model is loaded before the command reports that it serves. It listens on this machine only,
-    unless --host says otherwise, and ends with Ctrl-C (or `tritongen stop`).
+    unless --host says otherwise, and ends with Ctrl-C (or `tritongen stop`). `tritongen reload` lets it take
+    over new versions while it runs; with --host it does not, unless its flags say so.
     """
     from tritongen.serving.embedded import EmbeddedServer
     from tritongen.serving.registry import new_log, state_folder
@@ -85,7 +87,7 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
-        load=models or None,
+        load=models or _loaded(host, flags),
         cache_bytes=None if cache_mb is None else cache_mb << 20,
         log_file=log_file.absolute() if log_file and not to_stdout else None,
         log_stream=sys.stdout.buffer if to_stdout else None,
@@ -119,6 +121,15 @@ def _repository_and_flags(words: tuple[str, ...]) -> tuple[Path, tuple[str, ...]
         if name in OWN_FLAGS:
             raise SpecError(f"{name} of Triton is set by tritongen", found=flag, fix=f"use {OWN_FLAGS[name]}")
     return Path(names[0] if names else DEFAULT_REPOSITORY), flags
+
+
+def _loaded(host: str, flags: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Every model by explicit control, as `tritongen reload` needs it; None: as the flags say, or closed.
+
+    Whoever may load models may run programs of their own: not for everyone who reaches this machine.
+    """
+    said = any(flag.startswith("--model-control-mode") for flag in flags)
+    return None if said or not host.startswith(_LOOPBACK) else ("*",)
 
 
 def _refuse_second(state: Path, repository: Path) -> None:

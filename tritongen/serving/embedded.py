@@ -47,6 +47,7 @@ POLL_S = 0.05
 PORT_ATTEMPTS = 3
 METRICS_TIMEOUT_S = 5.0
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104
+EXPLICIT_CONTROL = "--model-control-mode=explicit"
 
 DEFAULT_CACHE_BYTES = 100 << 20
 _WANTS_CACHE = re.compile(r"^[^#\n]*response_cache\s*:?\s*\{\s*enable\s*:\s*(true|True|t|1)", re.MULTILINE)
@@ -255,11 +256,19 @@ class EmbeddedServer:
             f"--metrics-port={self.metrics_port}",
         ]
         if self.model_control == "explicit" or self.load is not None:
-            command.append("--model-control-mode=explicit")
+            command.append(EXPLICIT_CONTROL)
             command += [f"--load-model={name}" for name in self.load or ()]
+        if self._loads_while_it_runs() and not any("--strict-readiness" in arg for arg in self.extra_args):
+            # Strict (Triton's default) means: not ready while any model loads or unloads, and for good once a
+            # load has failed; whoever watches readiness would take a server away that answers all the while.
+            command.append("--strict-readiness=false")
         if size := _default_cache_bytes(self.repository) if self.cache_bytes is None else self.cache_bytes:
             command.append(f"--cache-config=local,size={size}")
         return [*command, *self.extra_args]
+
+    def _loads_while_it_runs(self) -> bool:
+        explicit = self.model_control == "explicit" or self.load is not None
+        return explicit or EXPLICIT_CONTROL in self.extra_args
 
     def _wait_ready(self) -> None:
         control = connect(self.http_url, timeout_s=5.0)
