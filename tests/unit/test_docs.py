@@ -13,7 +13,7 @@ from tritongen.errors import EXIT_CODE_MEANINGS, ExitCode
 DOCS = Path(__file__).parents[2] / "docs"
 RECORDS = (
     "preparation", "calibration", "trial", "comparison", "sensitivity", "selection", "model-build", "build",
-    "manifest", "loadtest", "peak",
+    "manifest", "loadtest", "peak", "reload",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,13 @@ if TYPE_CHECKING:
     from tritongen.serving.registry import RunningServer
 
 ENV_FILE = Path("triton.env")
+SERVICE = "triton"
+"""Of our compose files."""
+_COMPOSE_FILES = "*compose*.y*ml"
 _LISTENS_S = 1.0
 _EVERY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104
+_PORTS = (8000, 8001, 8002)
+"""Triton's own: HTTP, gRPC, metrics."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ def find_server(url: str | None, repository: Path | None) -> Server:
     """The server at `url`, the one that serves `repository`, or the one that is meant where neither is given.
 
     Without an address: the server that `tritongen serve` runs for the repository (or the only one that it
-    runs); else Triton's own ports on this machine, or those that ./triton.env gives to Compose.
+    runs); else the one of Compose: at the ports of ./triton.env, at Triton's own, or where Docker says.
     """
     from tritongen.serving.registry import choose_server, running_servers, state_folder
 
@@ -49,14 +55,16 @@ def find_server(url: str | None, repository: Path | None) -> Server:
         wanted = url.rstrip("/") if "://" in url else f"http://{url}"
         known = (each for each in running_servers(state) if wanted in (each.http_url, each.grpc_url))
         running = next(known, None)
-        composed = _compose_server(repository)
-        if running is None and wanted in (composed.url, composed.grpc_url):
-            return Server(url, composed.grpc_url, composed.metrics_url, composed.repository, own=False)
-        return _own(running, url) if running else Server(url, None, None, repository, own=False)
+        return _own(running, url) if running else _given(url, wanted, repository)
     chosen = choose_server(state, repository)
-    composed = _compose_server(repository)
-    if chosen is None or (repository is None and _is_nearer(composed, chosen)):
-        return composed
+    if chosen is None:
+        return _composed(repository)
+    here = str(DEFAULT_REPOSITORY.resolve())
+    if repository is None and chosen.repository != here and DEFAULT_REPOSITORY.is_dir():
+        # The only one that `serve` runs is somebody else's, if a server answers for this very folder.
+        composed = _composed(None)
+        if _listens(composed.url):
+            return composed
     return _own(chosen, chosen.http_url)
 
 
@@ -64,24 +72,54 @@ def _own(server: RunningServer, url: str) -> Server:
     return Server(url, server.grpc_url, server.metrics_url, Path(server.repository), own=True)
 
 
-def _is_nearer(composed: Server, other: RunningServer) -> bool:
-    """Whether a server answers for this folder's repository, and the other one serves another repository."""
-    here = composed.repository
-    return here is not None and str(here.resolve()) != other.repository and _listens(composed.url)
+def _given(url: str, wanted: str, repository: Path | None) -> Server:
+    """A server that only its address is known of, unless it is where Compose puts one."""
+    for each in _usual(repository):
+        if wanted in (each.url, each.grpc_url):
+            return Server(url, each.grpc_url, each.metrics_url, each.repository, own=False)
+    return Server(url, None, None, repository, own=False)
 
 
-def _compose_server(repository: Path | None) -> Server:
-    """Where Triton is found by default, or where ./triton.env puts the one of `docker compose`."""
+def _composed(repository: Path | None) -> Server:
+    """The first of the usual places where something listens, or what Docker says; else the very first."""
+    places = list(_usual(repository))
+    listening = (each for each in places if _listens(each.url))
+    return next(listening, None) or _published(repository) or places[0]
+
+
+def _usual(repository: Path | None) -> Iterator[Server]:
+    """Where ./triton.env puts the server, and Triton's own ports on this machine."""
     settings = _settings(ENV_FILE)
-    host = settings.get("BIND_ADDRESS", "127.0.0.1")
+    names = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")
+    ports = [settings.get(name) or str(usual) for name, usual in zip(names, _PORTS, strict=True)]
+    yield _at(settings.get("BIND_ADDRESS", ""), ports, repository)
+    yield _at("", list(map(str, _PORTS)), repository)
+
+
+def _published(repository: Path | None) -> Server | None:
+    """Where Docker says that the server of this folder's Compose project is; None if it says nothing."""
+    from tritongen.errors import TritongenError
+    from tritongen.serving.container.engine import find_engine
+
+    if not any(Path().glob(_COMPOSE_FILES)):
+        return None
+    folder = f"label=com.docker.compose.project.working_dir={Path.cwd()}"
+    try:
+        found = find_engine().containers(folder, f"label=com.docker.compose.service={SERVICE}")
+    except TritongenError:
+        return None
+    for container in found:
+        if _PORTS[0] in container.ports:
+            there = [container.ports.get(port, ("", 0)) for port in _PORTS]
+            return _at(there[0][0], [str(port) for _, port in there], repository)
+    return None
+
+
+def _at(host: str, ports: list[str], repository: Path | None) -> Server:
     host = "127.0.0.1" if host in _EVERY_ADDRESS else host
-    http, grpc, metrics = (
-        settings.get(name) or usual
-        for name, usual in (("HTTP_PORT", "8000"), ("GRPC_PORT", "8001"), ("METRICS_PORT", "8002"))
-    )
     here = repository or (DEFAULT_REPOSITORY if DEFAULT_REPOSITORY.is_dir() else None)
-    metrics_url = f"http://{host}:{metrics}/metrics"
-    return Server(f"http://{host}:{http}", f"grpc://{host}:{grpc}", metrics_url, here, own=False)
+    http, grpc, metrics = (f"{host}:{port}" for port in ports)
+    return Server(f"http://{http}", f"grpc://{grpc}", f"http://{metrics}/metrics", here, own=False)
 
 
 def _settings(path: Path) -> dict[str, str]:
