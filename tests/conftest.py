@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 def pytest_configure() -> None:
-    """Let children be interrupted: tests that a shell starts with `&` ignore Ctrl-C, and children inherit that."""
+    """Let children be interrupted: what a shell starts with `&` ignores Ctrl-C, and so do its children."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
