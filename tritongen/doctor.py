@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from tritongen.errors import RequirementError, TritongenError
 from tritongen.serving import installation
+from tritongen.serving.container import host as hosts
 from tritongen.serving.ports import check_port, holder
 
 State = Literal["ok", "missing", "warning", "absent"]
@@ -71,7 +72,7 @@ def examine() -> list[Check]:
         _processor(),
         _gpu(),
         _tensorrt(),
-        _docker(),
+        *_containers(),
     ]
 
 
@@ -200,17 +201,29 @@ def _tensorrt() -> Check:
     return Check("TensorRT", "absent", "not installed", "the TensorRT engine", fix)
 
 
-def _docker() -> Check:
-    purpose = "the official Triton container"
-    if shutil.which("docker") is None:
-        return Check(
-            "Docker", "absent", "no docker command", purpose, "https://docs.docker.com/engine/install/"
-        )
-    version = _output(["docker", "version", "--format", "{{.Server.Version}}"])
-    if version:
-        return Check("Docker", "ok", f"engine {version}", purpose)
-    fix = "start it (systemctl start docker), and let this user reach it"
-    return Check("Docker", "absent", "the command is here, but its engine does not answer", purpose, fix)
+def _containers() -> Iterator[Check]:
+    purpose = "serving in a container"
+    host = hosts.look()
+    engine = f"engine {host.engine.version}" if host.engine else None
+    yield _found_or_absent("Docker", engine, host.engine_problem, purpose)
+    version = ".".join(map(str, host.compose.version)) if host.compose else ""
+    compose = f"{host.compose.words} {version}" if host.compose else None
+    yield _found_or_absent("Docker Compose", compose, host.compose_problem, purpose)
+    purpose = "the GPU in a container"
+    if host.container_gpus:
+        yield Check("NVIDIA container runtime", "ok", host.container_gpus, purpose)
+    elif host.engine is None:
+        yield Check("NVIDIA container runtime", "absent", "unknown without Docker", purpose)
+    else:
+        found = f"Docker has {', '.join(host.engine.runtimes)}, and there is no CDI specification"
+        yield Check("NVIDIA container runtime", "absent", found, purpose, hosts.INSTALL_TOOLKIT)
+
+
+def _found_or_absent(name: str, found: str | None, problem: TritongenError | None, purpose: str) -> Check:
+    if problem is None:
+        return Check(name, "ok", found or "", purpose)
+    said = f"{problem.message}: {problem.found}" if problem.found else problem.message
+    return Check(name, "absent", said, purpose, problem.fix)
 
 
 def _output(command: list[str]) -> str:

@@ -26,6 +26,8 @@ def test_looks_at_everything_and_raises_nothing() -> None:
         "GPU",
         "TensorRT",
         "Docker",
+        "Docker Compose",
+        "NVIDIA container runtime",
     } <= checks.keys()
     assert checks["onnxruntime"].state == "ok"
     assert all(check.fix for check in checks.values() if check.state == "missing")
@@ -92,3 +94,14 @@ def test_libpython_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequirementError, match=r"needs libpython3\.99\.so\.1\.0") as caught:
         installation.find_libpython()
     assert caught.value.fix == "apt-get install libpython3.99"
+
+
+def test_without_docker_the_container_is_absent_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = {check.name: check for check in examine()}
+    for name in ("Docker", "Docker Compose"):
+        assert checks[name].state == "absent"
+        assert "docker" in str(checks[name].fix)
+    assert checks["NVIDIA container runtime"].found == "unknown without Docker"

@@ -11,6 +11,7 @@ import click
 from tritongen.cli.options import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
+    from tritongen.cli.launching import Serving
     from tritongen.repository.findings import Finding
     from tritongen.repository.verify import Place
 
@@ -19,6 +20,8 @@ Examples:
   tritongen verify
   tritongen verify model_repository digits
   tritongen verify --image nvcr.io/nvidia/tritonserver:26.08-py3
+  tritongen verify --image 26.08 --elsewhere
+  tritongen verify --image tritongen-cpu --compose-file docker-compose.cpu.yml
   tritongen verify --json | jq '.findings[].message'
 """
 
@@ -26,19 +29,47 @@ Examples:
 @click.command(
     "verify",
     help="Check digests, config.pbtxt against the models, and whether this machine, or a serving image, "
-    "may serve them. Exit code 0: nothing wrong; 1: findings (warnings alone do not count).\n\n" + EXAMPLES,
+    "may serve them. With --image also whether this machine can run the image: GPU, driver, NVIDIA runtime, "
+    "ports, shared memory, disk, who may read the mounted folder. Exit code 0: nothing wrong; 1: errors "
+    "(warnings, and what is unknown, do not count).\n\n" + EXAMPLES,
 )
 @click.argument("repository", required=False, type=click.Path(path_type=Path))
 @click.argument("names", nargs=-1, metavar="[NAME…]")
-@click.option("--image", metavar="IMAGE", help="The serving image, instead of this machine: …:YY.MM-py3.")
+@click.option(
+    "--image", metavar="IMAGE", help="The image that will serve: …:YY.MM-py3, YY.MM or a local one."
+)
+@click.option(
+    "--compose-file",
+    "compose_files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="With --image: the compose file that starts it; more may follow (default: docker-compose.yml).",
+)
+@click.option(
+    "--elsewhere", is_flag=True, help="With --image: another machine will run it; leave this one out."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(repository: Path | None, names: tuple[str, ...], image: str | None, as_json: bool) -> int:
+def command(
+    repository: Path | None,
+    names: tuple[str, ...],
+    *,
+    image: str | None,
+    compose_files: tuple[Path, ...],
+    elsewhere: bool,
+    as_json: bool,
+) -> int:
     """Check a repository; 1 if anything is wrong."""
     from tritongen.repository.verify import model_names, verify_repository
 
+    if (compose_files or elsewhere) and image is None:
+        raise click.UsageError("--compose-file and --elsewhere go with --image")
     repository = repository or DEFAULT_REPOSITORY
-    place = _place(image)
+    place, serving = _place(image, compose_files)
     findings = list(verify_repository(repository, names, place))
+    if serving is not None and not elsewhere:
+        from tritongen.cli.launching import launch_findings
+
+        findings += launch_findings(serving, repository, names)
     errors = [finding for finding in findings if finding.severity == "error"]
     checked = names or model_names(repository)
     if as_json:
@@ -48,13 +79,18 @@ def command(repository: Path | None, names: tuple[str, ...], image: str | None, 
     return 1 if errors else 0
 
 
-def _place(image: str | None) -> Place:
-    from tritongen.autotune.machine import current_machine
-    from tritongen.repository.targets import EMBEDDED, find_target
+def _place(image: str | None, compose_files: Sequence[Path]) -> tuple[Place, Serving | None]:
+    from tritongen.repository.targets import EMBEDDED, embedded
     from tritongen.repository.verify import Place
 
-    target = find_target(image)
-    return Place(target, current_machine() if target.name == EMBEDDED else None)
+    if image is None or image == EMBEDDED:
+        from tritongen.autotune.machine import current_machine
+
+        return Place(embedded(), current_machine()), None
+    from tritongen.cli.launching import look
+
+    serving = look(image, compose_files)
+    return Place(serving.image.target), serving
 
 
 def _print_json(repository: Path, checked: Sequence[str], place: Place, findings: Sequence[Finding]) -> None:
@@ -77,8 +113,14 @@ def _print_text(
     for finding in findings:
         click.echo(str(finding))
     where = "this machine" if place.machine is not None else place.target.name
-    if not errors:
-        warnings = f", {len(findings)} to know about" if findings else ""
-        click.echo(f"{', '.join(checked)}: fit for {where}{warnings}")
+    unknown = sum(finding.severity == "unknown" for finding in findings)
+    warnings = len(findings) - len(errors) - unknown
+    rest = "".join(
+        f", {count} {words}" for count, words in ((warnings, "to know about"), (unknown, "unknown")) if count
+    )
+    if errors:
+        click.echo(f"{len(errors)} wrong{rest}")
+    elif unknown:
+        click.echo(f"{', '.join(checked)}: nothing found against {where}{rest}")
     else:
-        click.echo(f"{len(errors)} wrong, {len(findings) - len(errors)} to know about")
+        click.echo(f"{', '.join(checked)}: fit for {where}{rest}")

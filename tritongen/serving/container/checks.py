@@ -6,6 +6,7 @@ What cannot be found out is a finding of severity `unknown`; nothing passes sile
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from tritongen.serving.container.gpu_checks import check_gpu
 from tritongen.serving.container.launch import Launch, size_text, unknown
 from tritongen.serving.container.permissions import NOBODY, unreadable, who_reads
 from tritongen.serving.ports import check_port, holder
-from tritongen.tensors import from_name
+from tritongen.tensors import from_triton
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
@@ -67,13 +68,18 @@ def check_image(launch: Launch) -> Iterator[Finding]:
         why = "its versions here are those of the table; what the image says itself would win"
         message = f"{image.reference} is not on this machine"
         yield unknown("image", message, why, f"docker pull {image.reference}")
-    if started is not None and started != image.reference:
+    elif image.local is not None and image.target.triton is None:
+        why = "whether there is a tritonserver in it, and which, is unknown"
+        ask = f"docker run --rm {image.reference} tritonserver --version"
+        yield unknown("image", f"{image.reference} does not say that it is a Triton image", why, ask)
+    if started is not None and _with_tag(started) != _with_tag(image.reference):
+        variable = "TRITONGEN_IMAGE" if image.own else "TRITON_IMAGE"
         yield Finding(
             None,
             "image",
             f"{launch.service.source} starts {started}, not {image.reference}",
             "what is checked here is not what will run",
-            f"set TRITON_IMAGE={image.reference} in triton.env, or check {started}",
+            f"set {variable}={image.reference} in triton.env, or check {started}",
             "warning",
         )
 
@@ -165,7 +171,7 @@ def _batch_bytes(manifest: Manifest) -> int:
     shapes = [(entry.dtype, entry.max_shape) for entry in manifest.inputs]
     shapes += [(entry.dtype, entry.dims) for entry in manifest.outputs]
     item = sum(
-        (from_name(dtype).itemsize or _STRING_BYTES) * math.prod(max(1, dim) for dim in shape)
+        (from_triton(dtype).itemsize or _STRING_BYTES) * math.prod(max(1, dim) for dim in shape)
         for dtype, shape in shapes
     )
     return max(1, manifest.max_batch_size) * item
@@ -209,6 +215,11 @@ def _taken(launch: Launch, published: Published, error: TritongenError) -> Findi
         "the container does not start: port is already allocated",
         f"stop it, or {another}",
     )
+
+
+def _with_tag(reference: str) -> str:
+    """ "tritongen-cpu" → "tritongen-cpu:latest", as Docker takes it."""
+    return reference if re.search(r"[:@][^/]*$", reference) else f"{reference}:latest"
 
 
 def _paths(paths: Sequence[Path]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tritongen.errors import RepositoryError
 from tritongen.repository.findings import Finding
 from tritongen.repository.targets import find_target, known_tags, numbers
+from tritongen.serving.container.host import INSTALL_TOOLKIT
 from tritongen.serving.container.images import choose_image
 from tritongen.serving.container.launch import Launch, unknown
 
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 _HARDWARE_COMPATIBLE_FROM = "8.0"
 """Plans of AMPERE_PLUS load on this compute capability and newer ones."""
 _NO_DEVICE = '`docker compose up` fails: could not select device driver "nvidia"'
-_TOOLKIT = (
-    "install the NVIDIA container toolkit, then: sudo nvidia-ctk runtime configure --runtime=docker && "
-    "sudo systemctl restart docker"
-)
 
 
 def check_gpu(launch: Launch) -> Iterator[Finding]:
@@ -38,7 +35,7 @@ def check_gpu(launch: Launch) -> Iterator[Finding]:
         return
     if host.engine is not None and host.container_gpus is None:
         message = "Docker has no way to give a container the GPU (no nvidia runtime, no CDI specification)"
-        yield Finding(None, "nvidia-runtime", message, _NO_DEVICE, _TOOLKIT)
+        yield Finding(None, "nvidia-runtime", message, _NO_DEVICE, INSTALL_TOOLKIT)
     yield from _driver(launch, host.gpus[0])
     for gpu in {gpu.compute_capability: gpu for gpu in host.gpus}.values():
         yield from _capability(launch, gpu)

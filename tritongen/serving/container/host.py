@@ -14,6 +14,10 @@ from tritongen.errors import RequirementError, TritongenError
 from tritongen.serving.container.engine import Compose, Engine, call, find_compose, find_engine
 
 Found = TypeVar("Found")
+INSTALL_TOOLKIT = (
+    "install the NVIDIA container toolkit, then: sudo nvidia-ctk runtime configure --runtime=docker && "
+    "sudo systemctl restart docker"
+)
 _DRIVER = Path("/proc/driver/nvidia/version")
 _CDI = (Path("/etc/cdi"), Path("/var/run/cdi"))
 _SELINUX = Path("/sys/fs/selinux/enforce")
