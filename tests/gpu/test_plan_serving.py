@@ -157,7 +157,7 @@ def test_the_repository_says_what_was_built(built: Path) -> None:
     folder, manifest, config = model_of(built, "net")
     (plan,) = manifest["plans"]
     assert (folder / "1" / plan["file"]).is_file()
-    assert set(plan["versions"]) == {"tensorrt", "cuda_driver", "driver", "gpu", "compute_capability"}
+    assert {"tensorrt", "cuda_driver", "gpu", "compute_capability"} <= set(plan["versions"])
     assert plan["versions"] == TensorRTEngine().versions()
     assert config.instance_group[0].count == manifest["instances"] == 2
     assert config.instance_group[0].kind == 1  # KIND_GPU
