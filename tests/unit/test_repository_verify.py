@@ -313,7 +313,7 @@ class TestCommand:
         assert "to fix:" in result.output
 
     def test_json(self, folder: Path) -> None:
-        result = self.run(str(folder.parent), "--json", "--image", "26.10")
+        result = self.run(str(folder.parent), "--json", "--image", "26.10", "--elsewhere")
         report = json.loads(result.output)
         assert result.return_value == 0
         assert report["ok"] is True
