@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,7 +191,9 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
         validated=preparation.validation is not None,
         has_reference=spec.accuracy.reference is not None,
     )
-    notes = [*space.notes, *_batching_notes(spec, graph)]
+    devices, aside = usable_devices(engine.devices())
+    setting = replace(setting, devices=devices)
+    notes = [*space.notes, *_batching_notes(spec, graph), *aside]
     for note in notes:
         events(Event("build", "note", note, name))
     goal = Goal.parse(
@@ -249,6 +251,14 @@ def find_engine(wanted: str) -> Engine:
         found="; ".join(reasons),
         fix="`tritongen doctor` names what is missing",
     )
+
+
+def usable_devices(names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+    """(over how many GPUs trials may be spread, what is to be said about it)."""
+    if len(set(names)) > 1:
+        told = f"{len(names)} GPUs of different models ({', '.join(names)}): only the first is used, since"
+        return 1, (f"{told} what one measures does not hold on another; CUDA_VISIBLE_DEVICES chooses",)
+    return max(1, len(names)), ((f"trials are spread over {len(names)} × {names[0]}",) if names[1:] else ())
 
 
 def _batching_notes(spec: ModelSpec, graph: Graph) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,9 @@ class _Work:
             device = free.get()
             try:
                 return None if self._stop.is_set() else self.trial(one, device=device)
+            except BaseException:  # data that are wrong for every candidate: no use in the others
+                self._stop.set()
+                raise
             finally:
                 free.put(device)
 
@@ -115,7 +119,7 @@ class _Work:
                     zip([one.id for one in candidates], pool.map(on_a_free_gpu, candidates), strict=True)
                 )
             except BaseException:
-                self._stop.set()  # an interrupt, or data that are wrong for every candidate
+                self._stop.set()  # an interrupt
                 raise
 
     def trial(self, candidate: Candidate, *, bounded: bool = True, device: int | None = None) -> Trial | None:
@@ -131,13 +135,15 @@ class _Work:
             setting.events(Event("trial", "skipped", "the build budget has no room for it", candidate.id))
             return None
         setting.events(Event("trial", "started", "starting", candidate.id, fraction=0.0))
+        began = time.monotonic()
         timeout_s = min(_TRIAL_TIMEOUT_S, budget.left_s()) if bounded else _TRIAL_TIMEOUT_S
         trial = _run_trial(setting, job, timeout_s=timeout_s, device=device, stop=self._stop)
-        if bounded and trial.outcome is Outcome.FAILED and budget.left_s() <= 0:
+        cut_short = self._stop.is_set() or (bounded and budget.left_s() <= 0)
+        if cut_short and trial.outcome is Outcome.FAILED:
             (folder / "trial.json").unlink(missing_ok=True)
-            setting.events(Event("trial", "skipped", "ended with the build budget", candidate.id))
+            setting.events(Event("trial", "skipped", "ended before it was done", candidate.id))
             return None
-        self._took_s.append(trial.seconds)
+        self._took_s.append(time.monotonic() - began)
         setting.events(_told(trial, again=True))
         return trial
 

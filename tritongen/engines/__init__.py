@@ -84,6 +84,10 @@ class Engine(Protocol):
         """Library versions that decide whether an artifact still loads."""
         ...
 
+    def devices(self) -> Sequence[str]:
+        """The names of the GPUs that it could run on; empty for an engine that needs none."""
+        ...
+
     def precisions(self) -> Sequence[Precision]:
         """What this engine can gain from, on this machine, most exact first."""
         ...

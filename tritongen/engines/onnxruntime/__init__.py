@@ -45,6 +45,10 @@ class OnnxRuntimeEngine:
         """The library's version; it decides the readable IR version and opset (`session.readable_limits`)."""
         return {"onnxruntime": version()}
 
+    def devices(self) -> Sequence[str]:
+        """None: it runs on the CPU."""
+        return ()
+
     def precisions(self) -> Sequence[Precision]:
         """FP32 and INT8: the CPU execution provider computes FP16 in FP32, so nothing is gained there."""
         return (Precision.FP32, Precision.INT8)

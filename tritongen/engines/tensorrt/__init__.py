@@ -106,6 +106,10 @@ class TensorRTEngine:
             **({"driver": driver} if driver else {}),
         }
 
+    def devices(self) -> Sequence[str]:
+        """The GPUs that CUDA shows to this process."""
+        return cuda.device_names()
+
     def precisions(self) -> Sequence[Precision]:
         """FP32 (with TF32), FP16 and INT8."""
         return (Precision.FP32, Precision.FP16, Precision.INT8)

@@ -83,6 +83,11 @@ def driver_release(version_file: Path = Path("/proc/driver/nvidia/version")) -> 
     return None
 
 
+def device_names() -> tuple[str, ...]:
+    """The names of all GPUs that CUDA shows to this process."""
+    return tuple(device_name(device)[0] for device in range(int(check(runtime().cudaGetDeviceCount()))))
+
+
 def pci_bus_id(device: int = 0) -> str:
     """The GPU's place on the bus ("0000:1A:00.0"), by which NVML knows it too."""
     found = check(runtime().cudaDeviceGetPCIBusId(32, device))
