@@ -19,7 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from tritongen.loadtest.distributions import beta_quantile
-from tritongen.loadtest.simulation import Outcomes, Process, independent, queue, stalls, try_rule
+from tritongen.loadtest.simulation import (
+    Outcomes,
+    Process,
+    independent,
+    queue,
+    stalls,
+    swings_below,
+    try_rule,
+)
 
 RESULTS = Path(__file__).parent / "results"
 PROMISE = 0.01
@@ -82,7 +90,7 @@ def at_the_limit(runs: int) -> Iterator[Row]:
     """The promise itself."""
     for process in QUEUES:
         yield judge("limit", process, DOUBLING, runs)
-    for process in (stalls(2, 200), stalls(5, 500)):
+    for process in (stalls(2, 200), stalls(5, 500), swings_below(2, 200), swings_below(5, 500)):
         yield judge("limit", process, MINUTE, runs)
 
 
@@ -100,6 +108,20 @@ def rare_stalls(runs: int) -> Iterator[Row]:
         yield judge(f"{seen} stalls", stalls(cycle * SHARE, cycle), MINUTE, runs)
 
 
+def headroom(runs: int) -> Iterator[Row]:
+    """Queues that swing more slowly than the promise says: does the headroom rule pass them?"""
+    for rho in (0.95, 0.98):
+        for looks in (DOUBLING, MINUTE):
+            yield judge("slow", queue("M", rho), looks, runs)
+
+
+def far_away(runs: int) -> Iterator[Row]:
+    """Healthy servers that swing far below the limit: do they get their PASS?"""
+    for share, process in ((0.001, swings_below(2, 2000)), (0.001, swings_below(5, 5000))):
+        yield judge("far", process, MINUTE, runs, share)
+    yield judge("far", swings_below(2, 400), MINUTE, runs, 0.005)
+
+
 def power(runs: int) -> Iterator[Row]:
     """How many requests a right verdict takes."""
     looks = tuple(2500 * 2**j for j in range(7))
@@ -112,6 +134,8 @@ def markdown(rows: Sequence[Row]) -> str:
     """The tables of docs/loadtest.md."""
     limit = [row for row in rows if row.table == "limit"]
     quick = [row for row in rows if row.table == "quick"]
+    slow = [row for row in rows if row.table == "slow"]
+    far = [row for row in rows if row.table == "far"]
     rare = [row for row in rows if row.table.endswith("stalls")]
     lines = [
         f"True share over the limit: exactly 1 %. {limit[0].runs} runs a row; (≤ upper 95 % bound).",
@@ -125,6 +149,18 @@ def markdown(rows: Sequence[Row]) -> str:
         "| latencies | requests | false FAIL |",
         "|---|---|---|",
         *(f"| {r.process} | {r.looks[0]} | {r.wrong[1]} |" for r in quick),
+        "",
+        f"Queues that swing more slowly than promised ({slow[0].runs} runs a row):",
+        "",
+        "| latencies | looks at requests | false PASS | false FAIL |",
+        "|---|---|---|---|",
+        *(f"| {r.process} | {_looks(r.looks)} | {r.wrong[0]} | {r.wrong[1]} |" for r in slow),
+        "",
+        f"Healthy servers whose latencies swing slowly at a tenth of the limit ({far[0].runs} runs a row):",
+        "",
+        "| latencies | true share | PASS by 12,000 | 24,000 | 48,000 |",
+        "|---|---|---|---|---|",
+        *(_far_line(r) for r in far),
         "",
         f"Stalls that are rare in the shortest window (a minute at 200/s, {rare[0].runs} runs a row):",
         "",
@@ -145,6 +181,11 @@ def _looks(looks: Sequence[int]) -> str:
     return ", ".join(map(str, looks))
 
 
+def _far_line(row: Row) -> str:
+    shown = " | ".join(f"{part:.1%}" for part in np.cumsum(row.passed) / row.runs)
+    return f"| {row.process} | {row.share:.1%} | {shown} |"
+
+
 def _power_line(row: Row) -> str:
     right = np.cumsum(row.passed if row.share < SHARE else row.failed) / row.runs
     half = next((str(look) for look, part in zip(row.looks, right, strict=True) if part >= 0.5), "> 160000")
@@ -161,6 +202,8 @@ def main() -> None:
     rows = [
         *at_the_limit(arguments.runs),
         *quick_misses(arguments.runs),
+        *headroom(max(1, arguments.runs // 5)),
+        *far_away(arguments.power_runs),
         *rare_stalls(max(1, arguments.runs // 5)),
         *power(arguments.power_runs),
     ]

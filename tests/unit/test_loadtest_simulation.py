@@ -13,6 +13,7 @@ from tritongen.loadtest.simulation import (
     md1_wait_cdf,
     queue,
     stalls,
+    swings_below,
     try_rule,
 )
 
@@ -41,7 +42,7 @@ def judge(process: Process, share: float, looks: tuple[int, ...], runs: int) -> 
 @pytest.mark.parametrize(
     ("process", "looks"),
     [(process, DOUBLING) for process in [independent(), *QUEUES]]
-    + [(stalls(2, 200), MINUTE), (stalls(5, 500), MINUTE)],
+    + [(process, MINUTE) for process in (stalls(2, 200), stalls(5, 500), swings_below(5, 500))],
     ids=lambda value: value.name if isinstance(value, Process) else "",
 )
 def test_wrong_verdicts_at_the_limit_are_as_rare_as_promised(
@@ -67,6 +68,17 @@ def test_clear_cases_are_decided_rightly(share: float) -> None:
     right, wrong = (seen.passed, seen.failed) if share < PROMISE else (seen.failed, seen.passed)
     assert sum(right) >= 190
     assert sum(wrong) == 0
+
+
+def test_swings_far_below_the_limit_do_not_keep_a_healthy_server_from_its_pass() -> None:
+    seen = judge(swings_below(2, 2000), 0.001, MINUTE, 200)
+    assert sum(seen.passed) >= 190
+
+
+def test_a_very_slow_queue_is_not_taken_for_one_with_headroom() -> None:
+    """At a load of 0.98, 2500 requests are a quarter of the time in which the queue forgets."""
+    seen = judge(queue("M", 0.98), PROMISE, (2500,), RUNS)
+    assert sum(seen.passed) / RUNS <= 2 * BAND
 
 
 @pytest.mark.parametrize("process", [independent(), *QUEUES, stalls(5, 500)], ids=lambda each: each.name)

@@ -77,6 +77,10 @@ def judge(text: str, seen: Evidence) -> Objective:
         (evidence(BAD, lag_ms=50), LoadOutcome.INVALID, "client-limited"),
         (evidence(GOOD, lag_ms=11), LoadOutcome.INVALID, "client-limited"),
         (evidence(GOOD, failed=True), LoadOutcome.ERROR, "not one request"),
+        (evidence(GOOD, failed=True, lag_ms=50), LoadOutcome.INVALID, "client-limited"),
+        # … but not more than a limit that no answer kept, the lateness taken off …
+        (evidence(GOOD + 60, lag_ms=12), LoadOutcome.FAIL, "from its real send"),
+        (evidence(GOOD + 60, lag_ms=30), LoadOutcome.INVALID, "client-limited"),
         # … a miss more than doubts about how well it was measured …
         (evidence(BAD, stopped=True), LoadOutcome.FAIL, "p99<=20ms"),
         (evidence(GOOD, stopped=True), LoadOutcome.INVALID, "stopped before its time"),
@@ -97,10 +101,14 @@ def test_precedence(seen: Evidence, outcome: LoadOutcome, word: str) -> None:
 
 def _by_the_book(findings: set[Finding]) -> LoadOutcome:
     """The precedence, said once more and independently of the table."""
-    if findings & {Finding.SERVER_GONE, Finding.UNANSWERED}:
+    if Finding.SERVER_GONE in findings:
         return LoadOutcome.ERROR
+    if Finding.OUT_OF_REACH in findings:
+        return LoadOutcome.FAIL
     if Finding.CLIENT_LIMITED in findings:
         return LoadOutcome.INVALID
+    if Finding.UNANSWERED in findings:
+        return LoadOutcome.ERROR
     if findings & {Finding.MISSED, Finding.OVERLOADED}:
         return LoadOutcome.FAIL
     return LoadOutcome.INVALID if findings else LoadOutcome.PASS
@@ -128,6 +136,7 @@ def test_the_truth_table_is_published() -> None:
     [
         (evidence(GOOD, server_gone="refused"), Finding.SERVER_GONE),
         (evidence(GOOD, failed=True), Finding.UNANSWERED),
+        (evidence(GOOD + 60, lag_ms=12), Finding.OUT_OF_REACH),
         (evidence(GOOD, lag_ms=50), Finding.CLIENT_LIMITED),
         (evidence(BAD), Finding.MISSED),
         (evidence(np.linspace(0, 500, 10_000)), Finding.OVERLOADED),
@@ -140,6 +149,36 @@ def test_the_truth_table_is_published() -> None:
 def test_each_finding_is_found(seen: Evidence, finding: Finding) -> None:
     slos = [P99]
     assert finding in find(seen, slos, [judge_objective(slo, seen) for slo in slos])
+
+
+def test_one_quick_answer_takes_a_limit_back_into_reach() -> None:
+    slow = GOOD + 60
+    assert Finding.OUT_OF_REACH in find(evidence(slow, lag_ms=12), [P99], [])
+    slow[77] = 25  # 13 ms from its real send
+    assert Finding.OUT_OF_REACH not in find(evidence(slow, lag_ms=12), [P99], [])
+    # A sender that is in time needs no such rule: the ordinary one says more.
+    assert Finding.OUT_OF_REACH not in find(evidence(GOOD + 60), [P99], [])
+
+
+def test_objectives_share_the_error_probability() -> None:
+    verdict = reach_verdict(evidence(GOOD), [P99, parse_slo("p50<=10ms")], alpha=0.01)
+    assert [objective.alpha for objective in verdict.objectives] == [0.005, 0.005]
+
+
+def test_a_pass_from_few_bursts_says_so() -> None:
+    latency = np.random.default_rng(6).uniform(4, 6, 12_000)
+    assert reach_verdict(evidence(latency), [P99]).notes == ()
+    latency[5000:5008] = 100
+    verdict = reach_verdict(evidence(latency), [P99])
+    assert verdict.outcome is LoadOutcome.PASS
+    assert "8 requests over the limit came in one burst" in verdict.notes[0]
+    assert "--min-duration" in verdict.notes[0]
+
+
+def test_latency_swings_do_not_keep_an_error_rate_from_its_verdict() -> None:
+    swinging = 10 + 5 * np.sin(np.linspace(0, 6, 10_000)) + np.random.default_rng(2).random(10_000)
+    assert judge("error_rate<=1%", evidence(swinging)).outcome == "pass"
+    assert judge("p99<=20ms", evidence(swinging)).outcome == "undecided"
 
 
 def test_drift_far_below_every_limit_is_no_matter() -> None:

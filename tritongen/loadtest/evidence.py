@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tritongen.loadtest import statistics
+from tritongen.loadtest.correlation import BATCHES
 from tritongen.loadtest.samples import LATE, Samples
-from tritongen.loadtest.statistics import BATCHES
 from tritongen.runs.loadtest import WarmUpResult
 from tritongen.slo import Slo
 
@@ -73,6 +73,30 @@ def late_sends(evidence: Evidence, slos: Sequence[Slo]) -> str | None:
     if behind > _BEHIND_MS:
         return f"client-limited: half of the requests left more than {behind:.0f} ms late; {fix}"
     return None
+
+
+def out_of_reach(evidence: Evidence, slos: Sequence[Slo]) -> list[str]:
+    """Limits that no answer kept, even from its real send: there lateness is no excuse.
+
+    A sender that is late reads late as well, by about as much: its median lag is taken off. Its own bursts
+    cannot do this either, since the first request of a burst finds the server free.
+    """
+    service_ms = evidence.samples.service_ms[evidence.samples.ok]
+    if len(service_ms) < statistics.FEWEST_TO_FAIL:
+        return []
+    quickest = float(service_ms.min())
+    usual_lag = statistics.percentile(evidence.samples.lag_ms, 50)
+    return [
+        f"{slo}: not one of {len(service_ms)} answers took less than {quickest:.3g} ms from its real send, "
+        f"and only half of the requests left more than {usual_lag:.2g} ms late"
+        for slo in slos
+        if slo.unit == "ms" and quickest > slo.limit + usual_lag
+    ]
+
+
+def lowest_limit_ms(slos: Sequence[Slo]) -> float | None:
+    """The strictest limit on a latency; None where there is none."""
+    return min((slo.limit for slo in slos if slo.unit == "ms"), default=None)
 
 
 def growing_backlog(evidence: Evidence) -> str | None:

@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritongen.loadtest import statistics
+from tritongen.loadtest.correlation import BATCHES, TOO_SLOW, above_headroom
 from tritongen.loadtest.evidence import Evidence, growing_backlog
-from tritongen.loadtest.statistics import ALPHA, BATCHES, Decision, ShareJudgement
+from tritongen.loadtest.statistics import ALPHA, Decision, ShareJudgement
 from tritongen.runs.loadtest import Objective
 from tritongen.slo import Slo
 
 UNANSWERED_ALLOWED = 0.005
 """A schedule counts as kept when at least 99.5 % of it was answered: arrivals swing by as much."""
+_MOST_SLOWNESS = 1000.0
+"""A slice without any answer counts as that many times too slow."""
 
 
 def judge_objective(slo: Slo, evidence: Evidence, alpha: float = ALPHA) -> Objective:
@@ -41,6 +44,25 @@ def judge_objective(slo: Slo, evidence: Evidence, alpha: float = ALPHA) -> Objec
         shown, what = "so many requests failed that it is beyond every answer", "took longer or failed"
     words = _in_words(judged, shown, what)
     return _share_objective(slo, evidence, judged, 1 - percent / 100, measured=measured, words=words)
+
+
+def few_bursts(slo: Slo, evidence: Evidence) -> str | None:
+    """A caveat about a PASS that rests on few stalls, as far as they can be seen in the window."""
+    values = evidence.samples.response_ms
+    if slo.percentile is not None:
+        over, allowed = values > slo.limit, 1 - slo.percentile / 100
+    elif slo.metric == "error_rate" and slo.limit > 0:
+        over, allowed = ~evidence.samples.ok, slo.limit
+    else:
+        return None
+    bursts = statistics.bursts_of(over, allowed)
+    if not bursts.few:
+        return None
+    seen = f"{bursts.count} bursts of up to {bursts.largest}" if bursts.count > 1 else "one burst"
+    return (
+        f"{slo}: the {int(over.sum())} requests over the limit came in {seen}, too few to know how often "
+        f"that happens: this PASS is less sure than {1 - ALPHA:.0%}; a longer --min-duration shows more"
+    )
 
 
 def _share_objective(
@@ -98,7 +120,7 @@ def _requests_needed(judged: ShareJudgement, allowed: float) -> int | None:
     if judged.requests < statistics.FIRST_LOOK:
         return statistics.FIRST_LOOK
     needed = statistics.requests_needed(
-        judged.share, judged.design_effect, allowed, judged.alpha, judged.worst
+        judged.share, judged.design_effect, allowed, judged.alpha, judged.unseen
     )
     return None if needed is None else max(needed, 2 * judged.requests)
 
@@ -119,7 +141,7 @@ def _judge_errors(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
     count, requests = int(failed.sum()), len(failed)
     share = count / requests if requests else math.nan
     if slo.limit > 0:
-        judged = statistics.judge_share(evidence.samples.response_ms, math.inf, slo.limit, alpha, failed)
+        judged = _judge_failures(evidence, slo.limit, alpha)
         words = _in_words(judged, f"measured {share:.3%}", "failed")
         return _share_objective(slo, evidence, judged, slo.limit, measured=share, words=words)
     # No sample proves that nothing ever fails: this one objective is about the window itself.
@@ -137,12 +159,17 @@ def _judge_errors(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
     )
 
 
+def _judge_failures(evidence: Evidence, allowed: float, alpha: float) -> ShareJudgement:
+    """Whether few enough requests fail; one that does is as slow as the time-out, so that is the limit."""
+    values = evidence.samples.response_ms
+    return statistics.judge_share(values, evidence.timeout_ms, allowed, alpha, ~evidence.samples.ok)
+
+
 def _judge_mean(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
     """A failed request counts as the time-out: its true time is at least that."""
     values = np.where(evidence.samples.ok, evidence.samples.response_ms, evidence.timeout_ms)
-    judged = statistics.judge_mean(values, alpha)
-    swings = 0.0 if statistics.far_below(values, slo.limit) else judged.autocorrelation
-    outcome = _side(judged.interval, slo, swings, enough=len(values) >= statistics.FIRST_LOOK)
+    judged = statistics.judge_mean(values, alpha, above_headroom(values, slo.limit))
+    outcome = _side(judged, slo, enough=len(values) >= statistics.FIRST_LOOK)
     return _figure_objective(slo, outcome, judged, requests=len(values), alpha=alpha, unit="ms")
 
 
@@ -151,18 +178,16 @@ def _judge_throughput(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
     requests, answered = len(evidence.samples), int(evidence.samples.ok.sum())
     if evidence.rate is None:
         rates = _completions_per_s(evidence) * items
-        judged = statistics.judge_mean(rates, alpha)
-        far_above = bool(rates.min() * statistics.HEADROOM >= slo.limit)
-        swings = 0.0 if far_above else judged.autocorrelation
-        outcome = _side(judged.interval, slo, swings, enough=answered >= statistics.FIRST_LOOK)
+        # Less is worse here: the headroom is that of the time between two answers.
+        swings = above_headroom(1 / np.maximum(rates, slo.limit / _MOST_SLOWNESS), 1 / slo.limit)
+        judged = statistics.judge_mean(rates, alpha, 1 / swings)
+        outcome = _side(judged, slo, enough=answered >= statistics.FIRST_LOOK)
         return _figure_objective(slo, outcome, judged, requests=requests, alpha=alpha, unit=slo.unit)
     # An open loop offers a rate: the share of it that may go unanswered is what the promise leaves.
     offered = evidence.rate * items
     allowed = max(1 - slo.limit / offered, UNANSWERED_ALLOWED)
     measured = offered * answered / requests if requests else math.nan
-    share = statistics.judge_share(
-        evidence.samples.response_ms, math.inf, allowed, alpha, ~evidence.samples.ok
-    )
+    share = _judge_failures(evidence, allowed, alpha)
     shown = f"{measured:.5g} of the offered {offered:g} {slo.unit}"
     words = _in_words(share, shown, "were not answered")
     found = _share_objective(slo, evidence, share, allowed, measured=measured, words=words)
@@ -178,10 +203,11 @@ def _completions_per_s(evidence: Evidence) -> NDArray[np.float64]:
     return np.asarray(counts / (evidence.seconds / BATCHES))
 
 
-def _side(interval: statistics.Interval, slo: Slo, correlation: float, *, enough: bool) -> Decision:
+def _side(judged: statistics.MeanJudgement, slo: Slo, *, enough: bool) -> Decision:
     """On which side of the limit the whole interval lies."""
-    if not enough or correlation > statistics.AUTOCORRELATION_Z / math.sqrt(BATCHES):
+    if not enough or judged.autocorrelation > TOO_SLOW:
         return Decision.UNDECIDED
+    interval = judged.interval
     if slo.holds(interval.low) and slo.holds(interval.high):
         return Decision.PASS
     if not slo.holds(interval.low) and not slo.holds(interval.high):

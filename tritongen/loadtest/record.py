@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from tritongen.loadtest import explain, statistics, summary
-from tritongen.loadtest.evidence import Evidence
+from tritongen.loadtest.evidence import Evidence, lowest_limit_ms
 from tritongen.loadtest.explain import Knobs, Scene
 from tritongen.loadtest.inputs import Inputs
 from tritongen.loadtest.samples import Samples
@@ -100,7 +100,7 @@ def make_report(
         warm_up=evidence.warm_up,
         objectives=verdict.objectives,
         server_figures=figures,
-        server_figures_note=None if figures else _NO_FIGURES,
+        server_figures_note=None if figures else _missing_figures(measurement),
         waterfall=parts,
         bottleneck=limit,
         looks=(*measurement.looks, *last_look),
@@ -126,7 +126,9 @@ def make_evidence(settings: Settings, measurement: Measurement, server_gone: str
         rate=settings.offered_rate,
         batch_size=settings.mean_batch,
         timeout_ms=timeout_ms,
-        warm_up=summary.warm_up(finished, measurement.start_ns, warmup_s, timeout_ms),
+        warm_up=summary.warm_up(
+            finished, measurement.start_ns, warmup_s, timeout_ms, lowest_limit_ms(settings.slos)
+        ),
         stopped=measurement.stopped,
         server_gone=server_gone,
     )
@@ -137,6 +139,16 @@ def _figures(measurement: Measurement) -> ServerFigures | None:
         return None
     figures = summary.server_figures(measurement.before, measurement.after)
     return figures.model_copy(update={"gpus": measurement.gpus})
+
+
+def _missing_figures(measurement: Measurement) -> str:
+    """Why there are no counts of the window."""
+    if measurement.before is None and measurement.after is None:
+        return _NO_FIGURES
+    if measurement.stopped and measurement.before is None:
+        return "no statistics of the window: the run was stopped in its warm-up"
+    edge = "beginning" if measurement.before is None else "end"
+    return f"no statistics of the window: the server did not answer that at its {edge}"
 
 
 def look_result(evidence: Evidence, verdict: Verdict, alpha: float) -> LookResult:
@@ -155,7 +167,9 @@ def _load(settings: Settings, inputs: Inputs) -> Load:
     return Load(
         mode="rate" if rate is not None else "concurrency",
         rate=rate,
-        arrival=settings.arrival if rate is not None else None,
+        shape=settings.rate_shape.text if settings.rate_shape is not None else None,
+        trace_requests=None if settings.trace is None else round((rate or 0.0) * settings.duration_s),
+        arrival=settings.arrival if rate is not None and settings.trace is None else None,
         concurrency=settings.effective_concurrency if rate is None else None,
         batch_size=settings.batch_size,
         duration_s=settings.duration_s,

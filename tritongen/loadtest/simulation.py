@@ -16,15 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tritongen.loadtest.statistics import (
-    BATCHES,
-    Decision,
-    batch_shares,
-    correlation_of,
-    decide_share,
-    far_below,
-    misses_always,
-)
+from tritongen.loadtest.correlation import above_headroom, batch_shares, correlation_of
+from tritongen.loadtest.statistics import Decision, decide_share, misses_always, unseen_over
 
 Values = NDArray[np.float64]
 Service = Literal["M", "D"]
@@ -128,6 +121,25 @@ def stalls(length: float, cycle: float) -> Process:
     return Process(f"stalls of {length:g} in {cycle:g} requests", draw, limit)
 
 
+def swings_below(length: float, cycle: float) -> Process:
+    """Such stalls of a server whose quick answers take a tenth of the limit and swing slowly by a fifth.
+
+    The swings last 3,000 requests on average: no batch averages them out, and none of them matters.
+    """
+
+    def draw(random: np.random.Generator, runs: int, requests: int) -> Values:
+        slow = _phases(random, runs, requests, 3000, 3000)
+        values = 0.1 * (0.5 + random.random((runs, requests))) * np.where(slow, 1.2, 1.0)
+        stalled = _phases(random, runs, requests, length, cycle - length)
+        values[stalled] = 1 + random.standard_exponential(int(stalled.sum()))
+        return values
+
+    def limit(share: float) -> float:
+        return 1 - math.log(share * cycle / length)
+
+    return Process(f"stalls of {length:g} in {cycle:g} above slow swings", draw, limit)
+
+
 def _phases(
     random: np.random.Generator, runs: int, requests: int, length: float, gap: float
 ) -> NDArray[np.bool_]:
@@ -179,20 +191,18 @@ def try_rule(
     counts = {Decision.PASS: [0] * len(looks), Decision.FAIL: [0] * len(looks)}
     for number, look in enumerate(looks):
         over = values[:, :look] > threshold
-        seen = correlation_of(values[:, :look], over)
+        seen = correlation_of(above_headroom(values[:, :look], threshold), over)
         shares = batch_shares(over)
-        hits, worst = over.sum(axis=1), shares.max(axis=1) * (look // BATCHES)
+        hits, unseen = over.sum(axis=1), unseen_over(shares, look)
         steady_miss = misses_always(shares, allowed)
-        calm = far_below(values[:, :look], threshold)
-        effect, lag_1 = np.where(calm, 1.0, seen.effect), np.where(calm, 0.0, seen.lag_1)
         undecided = []
         for run in range(len(values)):
             decision = decide_share(
                 over=float(hits[run]),
-                worst=float(worst[run]),
+                unseen=float(unseen[run]),
                 requests=look,
-                effect=float(effect[run]),
-                lag_1=float(lag_1[run]),
+                effect=float(seen.effect[run]),
+                lag_1=float(seen.lag_1[run]),
                 allowed=allowed,
                 alpha=alpha / len(looks),
                 steady_miss=bool(steady_miss[run]),

@@ -3,8 +3,8 @@
 The rule is built for latencies of a queue, which resemble their neighbours: a binomial test that ignores
 this passes what it should not. The share of requests over a limit gets a Korn-Graubard interval (Survey
 Methodology 24(2), 1998) on an effective sample size from batch means; looks are few and fixed beforehand, and
-share the error probability (alpha spending). A PASS must also survive one more batch like the worst one that
-was seen: where few stalls were seen, both their share and their clustering are underrated together.
+share the error probability (alpha spending). A PASS must also survive more of what the worst batch had more
+than the others: where few stalls were seen, both their share and their clustering are underrated together.
 """
 
 from __future__ import annotations
@@ -16,25 +16,33 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from tritongen.loadtest.correlation import (
+    BATCHES,
+    NOTICED,
+    TOO_SLOW,
+    Values,
+    above_headroom,
+    autocorrelations,
+    batch_means,
+    batch_shares,
+    correlation_of,
+    swing_cost,
+)
 from tritongen.loadtest.distributions import beta_cdf, beta_quantile, normal_quantile, student_t_quantile
-
-Values = NDArray[np.float64]
 
 ALPHA = 0.01
 """Probability of a wrong PASS at the limit, and of a wrong FAIL, over all looks together."""
-BATCHES = 32
-"""K, the number of equal consecutive batches."""
 FIRST_LOOK = 2500
 """The first look, and so the fewest requests that a PASS takes; each later look has twice as many."""
 FEWEST_TO_FAIL = 10 * BATCHES
 """A miss may be plain much earlier: simulated queues at the limit fail wrongly in < 0.3 % of such runs."""
-HEADROOM = 0.1
-"""Latencies that never took more than this part of the limit may swing as they like."""
+MORE_OF_THE_WORST = 1.5
+"""Times what the worst batch has more than an average one: so much more may have been missed."""
+FEW_BURSTS = 24
+"""Simulated stalls: with fewer to expect in the first look, a wrong PASS is likelier than promised."""
+_BURST_CONFIDENCE = 0.9
 MOST_REQUESTS = 10**9
 """Beyond this nobody runs a test."""
-_REFERENCE_PERCENTS = (80.0, 90.0, 95.0)
-_CORRELATION_PERCENT = 90.0
-AUTOCORRELATION_Z = 1.28
 _TREND_Z = 3.3
 """One in a thousand for batch means without a trend."""
 
@@ -70,8 +78,8 @@ class ShareJudgement:
     """Lag 1, of the batch means; a large one means that batches are too short to be independent."""
     alpha: float
     reason: str
-    worst: float = 0.0
-    """Requests over the limit in the worst batch."""
+    unseen: float = 0.0
+    """How many more requests over the limit a PASS must bear (`unseen_over`)."""
 
 
 def percentile(values: Values, percent: float) -> float:
@@ -98,58 +106,10 @@ def percentile_interval(values: Values, percent: float, alpha: float = 0.025) ->
     )
 
 
-def batch_shares(over: NDArray[np.bool_]) -> Values:
-    """The share that is over a limit in each of K equal consecutive batches; a short rest is left out.
-
-    Works on the last axis, so that simulations judge many runs at once; so do the next two functions.
-    """
-    size = over.shape[-1] // BATCHES
-    return np.asarray(over[..., : size * BATCHES].reshape(*over.shape[:-1], BATCHES, size).mean(axis=-1))
-
-
-def design_effect(values: Values, threshold: float, over: NDArray[np.bool_] | None = None) -> float:
-    """max(1, (n/K)·s²/(p(1-p))) over the threshold and P80, P90, P95: defined even if nothing is over."""
-    return float(correlation_of(values, values > threshold if over is None else over).effect)
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """How much requests resemble their neighbours; each field has the shape of the runs."""
-
-    effect: Values
-    lag_1: Values
-    """Autocorrelation of the batch means of the exceedance of P90."""
-
-
-def correlation_of(values: Values, over: NDArray[np.bool_]) -> Correlation:
-    """Design effect and autocorrelation of each run along the last axis of `values`."""
-    count = values.shape[-1]
-    ranks = [max(1, math.ceil(count * percent / 100 - 1e-9)) - 1 for percent in _REFERENCE_PERCENTS]
-    ordered = np.partition(values, ranks, axis=-1)
-    effect = np.maximum(1.0, _effect(over, batch_shares(over)))
-    lag_1 = np.zeros_like(effect)
-    for percent, rank in zip(_REFERENCE_PERCENTS, ranks, strict=True):
-        above = values > ordered[..., rank, None]
-        shares = batch_shares(above)
-        effect = np.maximum(effect, _effect(above, shares))
-        if percent == _CORRELATION_PERCENT:
-            lag_1 = _autocorrelation(shares)
-    return Correlation(effect, lag_1)
-
-
-def _effect(over: NDArray[np.bool_], shares: Values) -> Values:
-    share = over.mean(axis=-1)
-    spread = share * (1 - share)
-    size = over.shape[-1] // BATCHES
-    variance = shares.var(axis=-1, ddof=1)
-    return np.asarray(np.divide(size * variance, spread, out=np.ones_like(spread), where=spread > 0))
-
-
-def _autocorrelation(means: Values) -> Values:
-    deviations = means - means.mean(axis=-1, keepdims=True)
-    total = np.asarray((deviations**2).sum(axis=-1))
-    lagged = np.asarray((deviations[..., :-1] * deviations[..., 1:]).sum(axis=-1))
-    return np.asarray(np.divide(lagged, total, out=np.zeros_like(total), where=total > 0))
+def design_effect(values: Values, threshold: float) -> float:
+    """How many of these requests tell as much as one independent one, about their share over `threshold`."""
+    seen = correlation_of(values, values > threshold)
+    return float(seen.effect * swing_cost(seen.lag_1))
 
 
 def share_interval(over: float, requests: int, effect: float, alpha: float) -> Interval:
@@ -168,11 +128,6 @@ def _effective(requests: int, effect: float, alpha: float) -> float:
     return requests / effect * ratio**2
 
 
-def autocorrelation(means: Values) -> float:
-    """The lag-1 autocorrelation of batch means; 0 when they do not vary."""
-    return float(_autocorrelation(means))
-
-
 def judge_share(
     values: Values,
     threshold: float,
@@ -185,18 +140,17 @@ def judge_share(
     `values` are latencies in the order of scheduling, infinite where a request failed; `over` replaces the
     comparison with the threshold where something else is counted (failures).
     """
-    calm = over is None and bool(far_below(values, threshold))
     over = values > threshold if over is None else over
     requests, count = len(values), int(over.sum())
     if requests < FEWEST_TO_FAIL:
         return _too_few(requests, count, alpha)
-    seen = correlation_of(values, over)
-    effect, correlation = (1.0, 0.0) if calm else (float(seen.effect), float(seen.lag_1))
+    seen = correlation_of(above_headroom(values, threshold), over)
+    effect, correlation = float(seen.effect), float(seen.lag_1)
     shares = batch_shares(over)
-    worst = float(shares.max()) * (requests // BATCHES)
+    unseen = float(unseen_over(shares, requests))
     decision = decide_share(
         over=count,
-        worst=worst,
+        unseen=unseen,
         requests=requests,
         effect=effect,
         lag_1=correlation,
@@ -204,23 +158,58 @@ def judge_share(
         alpha=alpha,
         steady_miss=bool(misses_always(shares, allowed)),
     )
+    paid = effect * float(swing_cost(seen.lag_1))
     bounds = Interval(
         share_interval(count, requests, effect, alpha).low,
-        share_interval(min(count + worst, requests), requests, effect, alpha).high,
+        share_interval(min(count + unseen, requests), requests, paid, alpha).high,
     )
-    reason = _reason(decision, requests, correlation)
+    within = count <= allowed * requests
+    effect = paid if within else effect
+    reason = _reason(decision, requests, correlation, within=within)
     return ShareJudgement(
-        decision, requests, count, count / requests, bounds, effect, correlation, alpha, reason, worst
+        decision, requests, count, count / requests, bounds, effect, correlation, alpha, reason, unseen
     )
 
 
-def far_below(values: Values, threshold: float) -> NDArray[np.bool_]:
-    """Whether every value is within a tenth of the limit: then no swing below it matters.
+def unseen_over(shares: Values, requests: int) -> Values:
+    """How many more requests over the limit there may be than were seen, for want of stalls in the window.
 
-    Of queues with their P99 at the limit, at loads up to 0.98, none in 2000 runs of 2500 requests did this.
+    One and a half times what the worst batch has more than an average one: much where few batches have them
+    all, next to nothing where all batches are alike.
     """
-    most = values.max(axis=-1, initial=0.0)
-    return np.asarray((values.shape[-1] > 0) & (most <= threshold * HEADROOM))
+    excess = shares.max(axis=-1) - shares.mean(axis=-1)
+    return np.asarray(MORE_OF_THE_WORST * excess * (requests // BATCHES))
+
+
+@dataclass(frozen=True)
+class Bursts:
+    """Requests over a limit, counted in bursts: those with fewer than half of the usual gap between them."""
+
+    count: int
+    largest: int
+    """Requests over the limit in the largest one."""
+    few: bool
+    """Too few to exclude that, more often and longer by what chance does, they were a miss."""
+
+
+def bursts_of(over: NDArray[np.bool_], allowed: float) -> Bursts:
+    """In what bursts requests are over the limit; `few` where a PASS is wrong more often than promised.
+
+    That is where 90 % bounds of both the number of bursts (binomial) and their mean size (exponential, so
+    2k/χ²; Wilson and Hilferty's quantile) would take the share beyond what is allowed.
+    """
+    (hits,) = np.nonzero(over)
+    if len(hits) == 0:
+        return Bursts(0, 0, few=False)
+    # At the share that is allowed, there are 1/allowed requests from one over the limit to the next.
+    starts = np.concatenate([[0], np.nonzero(np.diff(hits) > 0.5 / allowed)[0] + 1])
+    sizes = np.diff([*starts, len(hits)])
+    count = len(sizes)
+    often = beta_quantile(_BURST_CONFIDENCE, count + 1, len(over) - count)
+    spread = 1 / (9 * count)
+    long = len(hits) / count / (1 - spread - normal_quantile(_BURST_CONFIDENCE) * math.sqrt(spread)) ** 3
+    few = count < FEW_BURSTS and len(hits) >= 2 * count and often * long > allowed
+    return Bursts(count, int(sizes.max()), few=few)
 
 
 def misses_always(shares: Values, allowed: float) -> NDArray[np.bool_]:
@@ -235,7 +224,7 @@ def misses_always(shares: Values, allowed: float) -> NDArray[np.bool_]:
 def decide_share(
     *,
     over: float,
-    worst: float,
+    unseen: float,
     requests: int,
     effect: float,
     lag_1: float,
@@ -245,33 +234,33 @@ def decide_share(
 ) -> Decision:
     """The rule: PASS if the upper bound is within what is allowed, FAIL if the lower one is beyond it.
 
-    `over` of the requests are over the limit, `worst` of them in one batch, and for a PASS as many once more.
-    Undecided while latencies swing more slowly than K batches average out, unless they miss all the time
-    (`steady_miss`).
+    `over` of the requests are over the limit; a PASS must bear `unseen` more. No PASS while latencies swing
+    too slowly for K batches to tell how much, slower swings cost effective requests; no FAIL while they
+    swing noticeably, unless they miss all the time (`steady_miss`).
     """
-    slow = lag_1 > AUTOCORRELATION_Z / math.sqrt(BATCHES)
-    if slow and not steady_miss:
-        return Decision.UNDECIDED
     effective = _effective(requests, effect, alpha)
     hits = over / requests * effective
     if hits / effective > allowed:
+        if lag_1 > NOTICED and not steady_miss:
+            return Decision.UNDECIDED
         # The Beta quantile at alpha exceeds `allowed`: no more than alpha of it lies below.
         missed = beta_cdf(allowed, hits, effective - hits + 1) < alpha
         return Decision.FAIL if missed else Decision.UNDECIDED
-    hits = min(over + worst, requests) / requests * effective
-    enough = requests >= FIRST_LOOK and not slow
+    effective = _effective(requests, effect * float(swing_cost(np.asarray(lag_1))), alpha)
+    hits = min(over + unseen, requests) / requests * effective
+    enough = requests >= FIRST_LOOK and lag_1 <= TOO_SLOW
     passed = enough and beta_cdf(allowed, hits + 1, effective - hits) >= 1 - alpha
     return Decision.PASS if passed else Decision.UNDECIDED
 
 
-def _reason(decision: Decision, requests: int, lag_1: float) -> str:
+def _reason(decision: Decision, requests: int, lag_1: float, *, within: bool) -> str:
     if decision is Decision.PASS:
         return "even the upper bound is within what is allowed"
     if decision is Decision.FAIL:
         return "even the lower bound is over what is allowed"
     if requests < FIRST_LOOK:
         return f"a PASS takes at least {FIRST_LOOK} requests"
-    if lag_1 > AUTOCORRELATION_Z / math.sqrt(BATCHES):
+    if lag_1 > (TOO_SLOW if within else NOTICED):
         return "latencies swing more slowly than this run can average out"
     return "what is allowed lies inside the confidence interval"
 
@@ -290,19 +279,19 @@ def confidence(judged: ShareJudgement, allowed: float) -> float:
     if judged.share > allowed:
         hits = judged.share * effective
         return 1 - beta_cdf(allowed, hits, effective - hits + 1)
-    hits = min(judged.over + judged.worst, judged.requests) / judged.requests * effective
+    hits = min(judged.over + judged.unseen, judged.requests) / judged.requests * effective
     return beta_cdf(allowed, hits + 1, effective - hits)
 
 
 def requests_needed(
-    share: float, effect: float, allowed: float, alpha: float, worst: float = 0.0
+    share: float, effect: float, allowed: float, alpha: float, unseen: float = 0.0
 ) -> int | None:
     """The fewest requests (2500·2^j) that decide if share and design effect stay; None beyond 10^9."""
     requests = FIRST_LOOK
     while requests < MOST_REQUESTS:
         decision = decide_share(
             over=share * requests,
-            worst=worst,
+            unseen=unseen,
             requests=requests,
             effect=effect,
             lag_1=0.0,
@@ -324,17 +313,21 @@ class MeanJudgement:
     autocorrelation: float
 
 
-def judge_mean(values: Values, alpha: float = ALPHA) -> MeanJudgement:
-    """The mean with Student's interval on K batch means (Law, Simulation Modeling and Analysis, 9.5)."""
+def judge_mean(values: Values, alpha: float = ALPHA, swings: Values | None = None) -> MeanJudgement:
+    """The mean with Student's interval on K batch means (Law, Simulation Modeling and Analysis, 9.5).
+
+    `swings` are the same values above their headroom: batches of those that resemble each other widen it.
+    """
     if len(values) < BATCHES:
         return MeanJudgement(
             float(values.mean()) if len(values) else math.nan, Interval(-math.inf, math.inf), 0
         )
-    size = len(values) // BATCHES
-    means = values[: size * BATCHES].reshape(BATCHES, size).mean(axis=1)
+    means = batch_means(values)
+    lag_1 = autocorrelations(means if swings is None else batch_means(swings))
     half = student_t_quantile(1 - alpha, BATCHES - 1) * float(means.std(ddof=1)) / math.sqrt(BATCHES)
+    half *= math.sqrt(float(swing_cost(lag_1)))
     mean = float(values.mean())
-    return MeanJudgement(mean, Interval(mean - half, mean + half), autocorrelation(means))
+    return MeanJudgement(mean, Interval(mean - half, mean + half), float(lag_1))
 
 
 @dataclass(frozen=True)
@@ -370,8 +363,7 @@ def trend(values: Values) -> float:
     """The Mann-Kendall z of K batch means: beyond ±3.3 they rise or fall from first to last."""
     if len(values) < BATCHES:
         return 0.0
-    size = len(values) // BATCHES
-    means = values[: size * BATCHES].reshape(BATCHES, size).mean(axis=1)
+    means = batch_means(values)
     score = float(np.sign(means[None, :] - means[:, None])[np.triu_indices(BATCHES, 1)].sum())
     variance = BATCHES * (BATCHES - 1) * (2 * BATCHES + 5) / 18
     return (score - math.copysign(1, score)) / math.sqrt(variance) if score else 0.0

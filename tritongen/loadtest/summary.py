@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritongen.loadtest import statistics
+from tritongen.loadtest.correlation import above_headroom
 from tritongen.loadtest.samples import OK, STOPPED, Samples, cause
 from tritongen.runs.loadtest import Failure, Latency, SeriesPoint, ServerFigures, WarmUpResult
 from tritongen.serving.statistics import ModelStatistics
@@ -47,15 +48,19 @@ def finished(samples: Samples) -> Samples:
     return Samples(samples.rows[samples.rows["status"] != STOPPED])
 
 
-def warm_up(samples: Samples, start_ns: int, warmup_s: float, timeout_ms: float) -> WarmUpResult:
+def warm_up(
+    samples: Samples, start_ns: int, warmup_s: float, timeout_ms: float, limit_ms: float | None = None
+) -> WarmUpResult:
     """What the warm-up left out, and whether the run had settled by then, by MSER-5 on twice its length.
 
     The whole warm-up is dropped, not only what MSER-5 would drop: a cut that looks at the latencies takes
-    away slow requests and so biases what is left.
+    away slow requests and so biases what is left. `limit_ms` is the strictest objective's: what stays far
+    below it has settled.
     """
     left_out = len(samples.between(start_ns, start_ns + round(warmup_s * 1e9)))
     prefix = samples.between(start_ns, start_ns + round(2 * warmup_s * 1e9)).response_ms
-    settled = statistics.mser5(np.minimum(prefix, timeout_ms))
+    prefix = np.minimum(prefix, timeout_ms)
+    settled = statistics.mser5(prefix if limit_ms is None else above_headroom(prefix, limit_ms))
     return WarmUpResult(
         seconds=warmup_s,
         requests=left_out,

@@ -10,8 +10,9 @@ import numpy as np
 
 from tritongen.errors import ExitCode
 from tritongen.loadtest import statistics
-from tritongen.loadtest.evidence import Evidence, growing_backlog, late_sends
-from tritongen.loadtest.objectives import judge_objective
+from tritongen.loadtest.correlation import above_headroom
+from tritongen.loadtest.evidence import Evidence, growing_backlog, late_sends, lowest_limit_ms, out_of_reach
+from tritongen.loadtest.objectives import few_bursts, judge_objective
 from tritongen.loadtest.statistics import ALPHA
 from tritongen.runs.loadtest import LoadOutcome, Objective
 from tritongen.slo import Slo
@@ -32,8 +33,9 @@ class Finding(Enum):
     """One thing that may be true of a run; several may be at once."""
 
     SERVER_GONE = "the server or the model stopped taking requests"
-    UNANSWERED = "not one request was answered"
+    OUT_OF_REACH = "the sender was late, but not one answer came in time even from its real send"
     CLIENT_LIMITED = "the sender was late: what was offered is not what was asked for"
+    UNANSWERED = "not one request was answered"
     MISSED = "an objective is missed"
     OVERLOADED = "the backlog of an open loop grew"
     STOPPED = "stopped by the user"
@@ -44,8 +46,9 @@ class Finding(Enum):
 
 TRUTH_TABLE: tuple[tuple[Finding, LoadOutcome], ...] = (
     (Finding.SERVER_GONE, LoadOutcome.ERROR),
-    (Finding.UNANSWERED, LoadOutcome.ERROR),
+    (Finding.OUT_OF_REACH, LoadOutcome.FAIL),
     (Finding.CLIENT_LIMITED, LoadOutcome.INVALID),
+    (Finding.UNANSWERED, LoadOutcome.ERROR),
     (Finding.MISSED, LoadOutcome.FAIL),
     (Finding.OVERLOADED, LoadOutcome.FAIL),
     (Finding.STOPPED, LoadOutcome.INVALID),
@@ -55,7 +58,9 @@ TRUTH_TABLE: tuple[tuple[Finding, LoadOutcome], ...] = (
 )
 """From top to bottom: the first finding that is there decides; if none is, it is a PASS."""
 
-_WITHOUT_OBJECTIVES = (Finding.SERVER_GONE, Finding.UNANSWERED, Finding.CLIENT_LIMITED, Finding.STOPPED)
+_WITHOUT_OBJECTIVES = (Finding.SERVER_GONE, Finding.CLIENT_LIMITED, Finding.UNANSWERED, Finding.STOPPED)
+_ALONE = (Finding.OUT_OF_REACH, Finding.CLIENT_LIMITED)
+"""What a late sender leaves to say; other findings may be its own doing."""
 """All that can go wrong where nothing is to be judged; the other findings are notes then."""
 
 EXIT_CODES = {
@@ -93,18 +98,23 @@ def decide(findings: Mapping[Finding, Sequence[str]]) -> tuple[LoadOutcome, Find
 
 
 def reach_verdict(evidence: Evidence, slos: Sequence[Slo], alpha: float = ALPHA) -> Verdict:
-    """Judge every objective, collect the findings and apply the truth table."""
-    objectives = tuple(judge_objective(slo, evidence, alpha) for slo in slos)
+    """Judge every objective, collect the findings and apply the truth table.
+
+    The objectives share alpha, so that it holds for the verdict, however many there are.
+    """
+    share = alpha / max(1, len(slos))
+    objectives = tuple(judge_objective(slo, evidence, share) for slo in slos)
     findings = find(evidence, slos, objectives)
     if not slos:
         return _without_objectives(findings)
     outcome, decisive = decide(findings)
     if decisive is None:
-        return Verdict(outcome, tuple(map(_sentence, objectives)), objectives)
+        caveats = tuple(text for slo in slos if (text := few_bursts(slo, evidence)))
+        return Verdict(outcome, tuple(map(_sentence, objectives)), objectives, caveats)
     # All that leads to this outcome from here on down, but not what a higher row has overruled.
     rows = [finding for finding, _ in TRUTH_TABLE]
     group = [f for f, result in TRUTH_TABLE[rows.index(decisive) :] if result is outcome and f in findings]
-    reasons = group[:1] if decisive is Finding.CLIENT_LIMITED else group
+    reasons = group[:1] if decisive in _ALONE else group
     told = tuple(text for finding in reasons for text in findings[finding])
     return Verdict(outcome, told, objectives, decisive=decisive)
 
@@ -124,40 +134,34 @@ def find(
 ) -> dict[Finding, list[str]]:
     """Everything that stands against a PASS, each with its sentences."""
     late, overload = late_sends(evidence, slos), growing_backlog(evidence)
-    calm = _far_below_all(evidence, slos)
     found: dict[Finding, list[str]] = {
         Finding.SERVER_GONE: [f"the server stopped answering: {evidence.server_gone}"]
         if evidence.server_gone
         else [],
-        Finding.UNANSWERED: ["not one request was answered"] if evidence.unanswered else [],
+        Finding.OUT_OF_REACH: out_of_reach(evidence, slos) if late else [],
         Finding.CLIENT_LIMITED: [late] if late else [],
+        Finding.UNANSWERED: ["not one request was answered"] if evidence.unanswered else [],
         Finding.MISSED: [_sentence(each) for each in objectives if each.outcome == "fail"],
         Finding.OVERLOADED: [overload] if overload else [],
         Finding.STOPPED: ["stopped before its time"] if evidence.stopped else [],
         Finding.UNDECIDED: [_sentence(each) for each in objectives if each.outcome == "undecided"],
         Finding.NOT_SETTLED: []
-        if evidence.warm_up.settled or calm
+        if evidence.warm_up.settled
         else [
             "latencies had not settled when the warm-up ended (MSER-5); give a longer --warmup and --duration"
         ],
         Finding.DRIFTING: ["latencies drift over the whole run, so no one figure describes it; run longer"]
-        if not calm and _drifts(evidence)
+        if _drifts(evidence, slos)
         else [],
     }
     return {finding: texts for finding, texts in found.items() if texts}
 
 
-def _far_below_all(evidence: Evidence, slos: Sequence[Slo]) -> bool:
-    """Whether all objectives are about latency, and every request was far below every limit."""
-    values = evidence.samples.response_ms
-    return bool(slos) and all(
-        slo.unit == "ms" and bool(statistics.far_below(values, slo.limit)) for slo in slos
-    )
-
-
-def _drifts(evidence: Evidence) -> bool:
-    values = evidence.samples.response_ms
-    return len(values) >= statistics.FIRST_LOOK and statistics.drifts(np.minimum(values, evidence.timeout_ms))
+def _drifts(evidence: Evidence, slos: Sequence[Slo]) -> bool:
+    values = np.minimum(evidence.samples.response_ms, evidence.timeout_ms)
+    limit = lowest_limit_ms(slos)
+    swings = values if limit is None else above_headroom(values, limit)
+    return len(values) >= statistics.FIRST_LOOK and statistics.drifts(swings)
 
 
 def _sentence(objective: Objective) -> str:
