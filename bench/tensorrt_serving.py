@@ -20,6 +20,7 @@ from pathlib import Path
 
 import tensorrt_common as common
 
+from bench.models import bert
 from tritongen.autotune.latency import EFFORTS, latency_curve
 from tritongen.autotune.machine import current_machine
 from tritongen.engines.tensorrt import PROFILES, TensorRTEngine
@@ -34,6 +35,7 @@ from tritongen.spec import ModelSpec
 ROOT = Path(__file__).resolve().parent.parent
 CLOSED = ((1, 1), (8, 1), (32, 1), (4, 8), (4, 64))
 """(calls in flight, items per request) of the closed loops."""
+RANGES = {"input_ids": (0, bert.VOCABULARY - 1), "attention_mask": (1, 1)}
 
 
 def artifact_of(args: argparse.Namespace, engine: TensorRTEngine, folder: Path) -> Artifact:
@@ -78,12 +80,18 @@ def bare_engine(
 
 def write_repository(args: argparse.Namespace, repository: Path) -> tuple[LatencyPoint, ...]:
     """One model folder around the plan; the bare engine's curve."""
-    engine, folder = TensorRTEngine(), args.work / f"served.{args.model}.{args.variant}"
-    artifact = artifact_of(args, engine, folder)
-    curve = bare_engine(args, engine, folder, artifact)
     graph = inspect_model(args.work / f"{args.model}.onnx")
     graph = replace(graph, batch=BatchAxis(BatchStatus.CONFIRMED, "known of this model"))
+    inputs = [
+        ResolvedInput(spec, item, item, item, RANGES.get(spec.name))
+        for spec in graph.inputs
+        for item in (common.ITEM[args.model][spec.name],)
+    ]
     largest, runtime = max(common.BATCHES), {"cuda_graph": True}
+    engine = TensorRTEngine().with_shapes(inputs, largest)
+    folder = args.work / f"served.{args.model}.{args.variant}"
+    artifact = artifact_of(args, engine, folder)
+    curve = bare_engine(args, engine, folder, artifact)
     name = f"tensorrt-{args.variant}"
     precision = common.recipe_variants()[args.variant].precision
     trial = Trial(
@@ -100,11 +108,7 @@ def write_repository(args: argparse.Namespace, repository: Path) -> tuple[Latenc
         name=args.model,
         spec=ModelSpec(path=graph.path, engine="tensorrt"),
         graph=graph,
-        inputs=[
-            ResolvedInput(spec, item, item, item, (0, 1) if spec.dtype == "int64" else None)
-            for spec in graph.inputs
-            for item in (common.ITEM[args.model][spec.name],)
-        ],
+        inputs=inputs,
         selection=Selection(
             objective="throughput",
             winner=name,
