@@ -286,6 +286,40 @@ def test_verify_names_what_differs_from_where_a_plan_was_built() -> None:
     ]
 
 
+def test_compatible_plans_are_only_warned_about() -> None:
+    built, here = (
+        {"tensorrt": "8.6.0", "compute_capability": "8.0"},
+        {"tensorrt": "10.3", "compute_capability": "9.0"},
+    )
+    assert [f.severity for f in compare("m", built, here)] == ["error", "error"]
+    options = {"version_compatible": True, "hardware_compatible": True}
+    assert [f.severity for f in compare("m", built, here, options)] == ["warning", "warning"]
+
+
+def test_a_build_says_what_changed_since_the_last_one(tmp_path: Path) -> None:
+    from tests.repository_models import MACHINE, selection
+    from tritongen.autotune.changes import change_notes
+    from tritongen.runs.build import ModelBuild
+    from tritongen.runs.records import Outcome, Trial
+    from tritongen.runs.store import RunDirectory, write_record
+
+    run = RunDirectory(tmp_path / "m")
+    assert list(change_notes(run, {"tensorrt": "8.6.0"})) == []
+    run.root.mkdir()
+    made = artifact("").model_copy(update={"versions": {"tensorrt": "8.6.0", "gpu": "H100", "driver": "1"}})
+    trial = Trial(
+        key="k", candidate=Candidate(id="c", engine="tensorrt", precision=Precision.FP16),
+        outcome=Outcome.PASSED, reason="passed", artifact=made, machine=MACHINE, seconds=1.0,
+    )  # fmt: skip
+    chosen = selection("c", 8)
+    write_record(
+        run.result, ModelBuild(name="m", status="built", seconds=1.0, selection=chosen, trials=(trial,))
+    )
+    assert list(change_notes(run, made.versions)) == []
+    (note,) = change_notes(run, {"tensorrt": "10.3.0", "gpu": "L4", "driver": "1"})
+    assert note == "built again from scratch: TensorRT is 10.3.0 and was 8.6.0, GPU is L4 and was H100"
+
+
 def test_the_drivers_version_is_read_where_the_system_tells_it(tmp_path: Path) -> None:
     for line in (
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Sep  2 20:16:41 UTC 2026",

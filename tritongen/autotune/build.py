@@ -168,7 +168,8 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     from tritongen.autotune import jobs, stages
     from tritongen.autotune.budget import Budget
     from tritongen.autotune.candidates import search_space
-    from tritongen.autotune.follow_ups import mixtures, second_builds
+    from tritongen.autotune.changes import change_notes
+    from tritongen.autotune.follow_ups import instead_of_fp16, mixtures, second_builds
     from tritongen.autotune.judging import Goal
     from tritongen.autotune.selection import select
     from tritongen.autotune.tradeoff import tradeoffs
@@ -193,7 +194,8 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     )
     devices, aside = usable_devices(engine.devices())
     setting = replace(setting, devices=devices)
-    notes = [*space.notes, *_batching_notes(spec, graph), *aside]
+    notes = [*change_notes(setting.run, engine.versions()), *space.notes]
+    notes += [*_batching_notes(spec, graph), *aside]
     for note in notes:
         events(Event("build", "note", note, name))
     goal = Goal.parse(
@@ -202,10 +204,11 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     budget = Budget(spec.build_budget_minutes)
     search = Search(setting, engine, graph, preparation, budget)
     tried = run_trials(search, space.candidates)
-    mixed = mixtures(search, tried.trials, goal)
-    varied = second_builds(search, (*tried.trials, *mixed.trials), goal)
-    trials = (*tried.trials, *mixed.trials, *varied.trials)
-    left_out = (*tried.left_out, *mixed.left_out, *varied.left_out)
+    brain = instead_of_fp16(search, tried.trials)
+    mixed = mixtures(search, (*tried.trials, *brain.trials), goal)
+    varied = second_builds(search, (*tried.trials, *brain.trials, *mixed.trials), goal)
+    trials = (*tried.trials, *brain.trials, *mixed.trials, *varied.trials)
+    left_out = (*tried.left_out, *brain.left_out, *mixed.left_out, *varied.left_out)
     for note in (more := [*mixed.notes, *([budget.not_tried(left_out)] if left_out else [])]):
         events(Event("build", "note", note, name))
     notes += more

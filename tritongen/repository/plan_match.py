@@ -28,6 +28,9 @@ _PARTS = {
     "driver": ("NVIDIA driver", False),
 }
 
+_COMPATIBLE = {"tensorrt": "version_compatible", "compute_capability": "hardware_compatible"}
+"""Build options that let a plan load although this part differs (newer versions; GPUs from Ampere on)."""
+
 
 def check_plans(folder: Path, config: Any, manifest: Manifest) -> Iterator[Finding]:
     """Findings about plans and their configuration that need no GPU."""
@@ -71,16 +74,24 @@ def check_plan_here(folder: Path, config: Any, manifest: Manifest) -> Iterator[F
     here = engine.versions()
     file = plan_file(config, here["compute_capability"])
     plan = next((plan for plan in manifest.plans if plan.file == file), None)
-    found = list(compare(name, plan.versions if plan else manifest.versions, here))
+    options = (plan or manifest).candidate.options
+    found = list(compare(name, plan.versions if plan else manifest.versions, here, options))
     yield from found
     if not any(finding.severity == "error" for finding in found):
         yield from _opened(name, folder / str(manifest.version) / file, config)
 
 
-def compare(name: str, built: Mapping[str, str], here: Mapping[str, str]) -> Iterator[Finding]:
-    """A finding for each part that differs: an error where the plan will not load, else a warning."""
-    for key, (words, fatal) in _PARTS.items():
+def compare(
+    name: str, built: Mapping[str, str], here: Mapping[str, str], options: Mapping[str, object] | None = None
+) -> Iterator[Finding]:
+    """A finding for each part that differs: an error where the plan will not load, else a warning.
+
+    `options` of the build tell whether the plan was made to load on other versions or GPUs.
+    """
+    made_for_others = {part for part, option in _COMPATIBLE.items() if (options or {}).get(option)}
+    for key, (words, binding) in _PARTS.items():
         if key in built and key in here and built[key] != here[key]:
+            fatal = binding and key not in made_for_others
             yield Finding(
                 name,
                 "target",
