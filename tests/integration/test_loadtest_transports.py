@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import socket
 import ssl
@@ -19,12 +20,17 @@ import pytest
 
 from tests import models
 from tritongen.cli import run
-from tritongen.errors import InputError, ServerError
+from tritongen.errors import InputError, RequirementError, ServerError
+from tritongen.loadtest.job import Job
+from tritongen.loadtest.probe import probe
 from tritongen.loadtest.run import run_load_test
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.shape import parse_rate
+from tritongen.loadtest.target import parse_address
+from tritongen.loadtest.workload import encoded, prepare_workload
 from tritongen.runs.loadtest import LoadReport
 from tritongen.serving.access import Access
+from tritongen.serving.control import connect
 from tritongen.serving.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
@@ -129,10 +135,47 @@ def test_requests_travel_compressed_in_shared_memory_and_with_headers(triton: Em
     access = Access(headers=(("x-note", "any"),))
     before = set(SHARED.iterdir())
     for url in (triton.http_url, triton.grpc_url):
-        for special in ({"compression": "gzip"}, {"compression": "deflate"}, {"shared_memory": True}):
+        for special in ({"compression": "gzip"}, {"compression": "deflate"}, {"shared_memory": "system"}):
             report = load(url, rate=50, batch_size=2, access=access, duration_s=0.7, warmup_s=0.1, **special)
             assert report.answered == report.requests > 0, (url, special)
     assert not [each for each in set(SHARED.iterdir()) - before if each.name.startswith("tritongen-")]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_outputs_land_in_shared_memory(triton: EmbeddedServer, protocol: str) -> None:
+    """The server reads the inputs there and writes there what it answers otherwise."""
+    url = triton.http_url if protocol == "http" else triton.grpc_url
+    settings = Settings("linear", url, rate=1, batch_size=2, shared_memory="system")
+    address = parse_address(url)
+    control = connect(url)
+    try:
+        workload = prepare_workload(settings, control)
+        group = workload.groups[0]
+        expected = control.infer("linear", "", dict(group.inputs.batches[0]))["y"]
+        with encoded(settings, address, control, workload) as requests:
+            job = Job(
+                protocol=address.protocol, host=address.host, port=address.port, batches=workload.batches,
+                order=(0,), timeout_ns=10**10, max_in_flight=1, duration_ns=10**9,
+                request_sizes=tuple(map(len, requests)),
+            )  # fmt: skip
+            (region,) = [
+                each for each in SHARED.iterdir() if each.name.startswith(f"tritongen-{os.getpid()}-")
+            ]
+            before = region.read_bytes()
+            probe(group.model, address, requests[0], 10, job)
+            after = region.read_bytes()
+    finally:
+        control.close()
+    assert expected.tobytes() not in before
+    assert expected.tobytes() in after
+    assert not region.exists()
+
+
+def test_cuda_shared_memory_without_a_gpu_says_so(triton: EmbeddedServer) -> None:
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("there is a GPU")
+    with pytest.raises(RequirementError, match="CUDA shared memory"):
+        load(triton.http_url, rate=50, shared_memory="cuda")
 
 
 def test_decoupled_models_are_streamed(triton: EmbeddedServer) -> None:

@@ -45,7 +45,9 @@ _TRANSPORT: tuple[Decorator[Any], ...] = (
     click.option("--compression", type=click.Choice(["gzip", "deflate"]), help="Compress the requests."),
     click.option("--streaming", is_flag=True, help="gRPC streams, for decoupled models."),
     click.option(
-        "--shared-memory", type=click.Choice(["system"]), help="Inputs in shared memory; the server is local."
+        "--shared-memory",
+        type=click.Choice(["system", "cuda"]),
+        help="Inputs and outputs in shared memory; the server is local.",
     ),
     click.option(
         "--grpc-client", type=click.Choice(["h2", "grpcio"]), default="h2", help="grpcio: the reference."
@@ -91,7 +93,7 @@ def load_settings(
         "trace": None if trace is None else read_trace(Path(trace)),
         "mix": _weights("--mix", mix),
         "access": access,
-        "shared_memory": shared_memory is not None,
+        "shared_memory": shared_memory,
         **same,
     }
 

@@ -16,6 +16,7 @@ from tritongen.serving.access import PLAIN, Access
 Protocol = Literal["http", "grpc"]
 GrpcClient = Literal["h2", "grpcio"]
 Compression = Literal["gzip", "deflate"]
+SharedMemory = Literal["system", "cuda"]
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,19 @@ class Wire:
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     compression: Compression | None = None
     region: str = ""
-    """The shared memory region that the inputs are in, if they are not in the request."""
+    """The shared memory region that tensors are in, if they are not in request and answer."""
 
 
 PLAIN = Wire()
-Places = Mapping[str, int]
-"""Where in the region each input begins."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in the region the tensors of a request are; outputs that are not named are in the answer."""
+
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Where each begins, and its bytes."""
 
 
 def encode(
@@ -64,9 +71,13 @@ def encode_http(
             tensor.set_data_from_numpy(array, binary_data=model.binary)
         else:
             size = len(raw_bytes(spec.dtype.triton, array))
-            tensor.set_shared_memory(wire.region, size, places[spec.name])
+            tensor.set_shared_memory(wire.region, size, places.inputs[spec.name])
         inputs.append(tensor)
     outputs = [InferRequestedOutput(name, binary_data=model.binary) for name in model.outputs]
+    for output in outputs:
+        if places is not None and output.name() in places.outputs:
+            offset, size = places.outputs[output.name()]
+            output.set_shared_memory(wire.region, size, offset)
     body, json_size = InferenceServerClient.generate_request_body(inputs, outputs=outputs)
     body = compressed(bytes(body), wire.compression)
     headers = [
@@ -95,13 +106,20 @@ def encode_grpc(
         if places is None:
             request.raw_input_contents.append(raw)
         else:
-            tensor.parameters["shared_memory_region"].string_param = wire.region
-            tensor.parameters["shared_memory_byte_size"].int64_param = len(raw)
-            tensor.parameters["shared_memory_offset"].int64_param = places[spec.name]
+            _point_to(tensor, wire.region, places.inputs[spec.name], len(raw))
     for name in model.outputs:
-        request.outputs.add(name=name)
+        output = request.outputs.add(name=name)
+        if places is not None and name in places.outputs:
+            _point_to(output, wire.region, *places.outputs[name])
     serialized: bytes = request.SerializeToString()
     return serialized
+
+
+def _point_to(tensor: Any, region: str, offset: int, size: int) -> None:
+    """A tensor of a gRPC request is there, or is to go there."""
+    tensor.parameters["shared_memory_region"].string_param = region
+    tensor.parameters["shared_memory_byte_size"].int64_param = size
+    tensor.parameters["shared_memory_offset"].int64_param = offset
 
 
 def raw_bytes(datatype: str, array: NDArray[Any]) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tritongen.errors import InputError
-from tritongen.loadtest.job import Compression, GrpcClient, Protocol
+from tritongen.loadtest.job import Compression, GrpcClient, Protocol, SharedMemory
 from tritongen.loadtest.schedule import Arrival
 from tritongen.loadtest.shape import RateShape
 from tritongen.loadtest.statistics import ALPHA
@@ -75,8 +75,8 @@ class Settings:
     compression: Compression | None = None
     streaming: bool = False
     """For decoupled models, over gRPC: a request ends with its last answer."""
-    shared_memory: bool = False
-    """Inputs in system shared memory instead of in the requests."""
+    shared_memory: SharedMemory | None = None
+    """Inputs and outputs in memory that the server shares, instead of in requests and answers."""
     metrics_url: str | None = None
     """Triton's Prometheus page, for what its GPUs did in the window."""
 

@@ -14,7 +14,7 @@ from tritongen.loadtest.inputs import Inputs, prepare_inputs
 from tritongen.loadtest.request import Wire, check, encode
 from tritongen.loadtest.schedule import NS_PER_S, Schedule, open_loop, shaped
 from tritongen.loadtest.settings import Settings
-from tritongen.loadtest.shared_memory import shared_inputs
+from tritongen.loadtest.shared_memory import shared_tensors
 from tritongen.loadtest.target import Address, ServedModel, check_batch_size, describe
 from tritongen.loadtest.trace import Arrival
 from tritongen.serving.control import ServerControl
@@ -140,7 +140,7 @@ def prepare_workload(settings: Settings, control: ServerControl) -> Workload:
 def encoded(
     settings: Settings, address: Address, control: ServerControl, workload: Workload
 ) -> Iterator[list[bytes]]:
-    """The ready-made requests. Where inputs are in shared memory, they are there until this is left."""
+    """The ready-made requests. Where tensors are in shared memory, they are there until this is left."""
     wire = Wire(() if address.protocol == "grpc" else settings.access.headers, settings.compression)
     asked = [(group.model, arrays) for group in workload.groups for arrays in group.inputs.batches]
     if not settings.shared_memory:
@@ -148,7 +148,11 @@ def encoded(
         return
     for model, arrays in asked:
         check(model, arrays)
-    with shared_inputs(control, asked) as (region, places):
+    # The answers to a stream's request are several: they would overwrite each other.
+    with shared_tensors(settings.shared_memory, control, asked, with_outputs=not settings.streaming) as (
+        region,
+        places,
+    ):
         there = replace(wire, region=region)
         yield [
             encode(model, address, arrays, there, place)

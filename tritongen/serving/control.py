@@ -104,6 +104,10 @@ class Transport(Protocol):
 
     def unshare_memory(self, name: str) -> None: ...
 
+    def share_cuda_memory(self, name: str, handle: bytes, device: int, size: int) -> None: ...
+
+    def unshare_cuda_memory(self, name: str) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -273,6 +277,14 @@ class ServerControl:
     def unshare_memory(self, name: str) -> None:
         """Take the region back."""
         self._ask(self._transport.unshare_memory, name)
+
+    def share_cuda_memory(self, name: str, handle: bytes, device: int, size: int) -> None:
+        """Let the server use memory of a GPU, by its CUDA IPC handle (in base64), as region `name`."""
+        self._ask(self._transport.share_cuda_memory, name, handle, device, size)
+
+    def unshare_cuda_memory(self, name: str) -> None:
+        """Take the GPU's region back."""
+        self._ask(self._transport.unshare_cuda_memory, name)
 
     def _ask(self, method: Any, *arguments: Any) -> Any:
         try:

@@ -93,6 +93,13 @@ class HttpTransport:
     def unshare_memory(self, name: str) -> None:
         self._json("POST", f"/v2/systemsharedmemory/region/{quote(name, safe='')}/unregister", {})
 
+    def share_cuda_memory(self, name: str, handle: bytes, device: int, size: int) -> None:
+        body = {"raw_handle": {"b64": handle.decode()}, "device_id": device, "byte_size": size}
+        self._json("POST", f"/v2/cudasharedmemory/region/{quote(name, safe='')}/register", body)
+
+    def unshare_cuda_memory(self, name: str) -> None:
+        self._json("POST", f"/v2/cudasharedmemory/region/{quote(name, safe='')}/unregister", {})
+
     def text(self, path: str) -> str:
         """The body of a plain GET."""
         status, body = self._exchange("GET", path, None)

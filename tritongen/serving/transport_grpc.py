@@ -73,6 +73,12 @@ class GrpcTransport:
     def unshare_memory(self, name: str) -> None:
         self._call("unregister_system_shared_memory", name)
 
+    def share_cuda_memory(self, name: str, handle: bytes, device: int, size: int) -> None:
+        self._call("register_cuda_shared_memory", name, handle, device, size)
+
+    def unshare_cuda_memory(self, name: str) -> None:
+        self._call("unregister_cuda_shared_memory", name)
+
     def close(self) -> None:
         self._client.close()
 
