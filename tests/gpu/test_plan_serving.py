@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.gpu, pytest.mark.server]
 
+ANY_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 CLOSE = 0.1
 """Relative L2 between kernels of one plan; answers of two different items are about 1 apart."""
 
@@ -119,7 +120,7 @@ class Server:
     def __enter__(self) -> Self:
         from tritonclient.grpc import InferenceServerClient
 
-        said = passed(self.folder, "serve", self.repository, "--background")
+        said = passed(self.folder, "serve", self.repository, "--background", *ANY_PORTS)
         found = re.search(r"gRPC\s+grpc://(\S+)", said)
         assert found, said
         self.client = InferenceServerClient(found[1])
@@ -283,6 +284,6 @@ def test_a_server_that_cannot_load_a_plan_says_why(
     else:
         config = repository / "ids" / "config.pbtxt"
         config.write_text(config.read_text().replace("max_batch_size: 4", "max_batch_size: 64"))
-    done = tritongen(tmp_path, "serve", "model_repository", "--background")
+    done = tritongen(tmp_path, "serve", "model_repository", "--background", *ANY_PORTS)
     assert done.returncode != 0
     assert re.search(expected, done.stderr), done.stderr
