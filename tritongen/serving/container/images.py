@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tritongen.errors import RepositoryError
+from tritongen.errors import RepositoryError, SpecError
 from tritongen.repository.targets import (
     EMBEDDED,
     VERSION_COMPATIBLE,
@@ -72,6 +72,21 @@ def choose_image(manifests: Sequence[Manifest]) -> ImageChoice:
     if not choices:
         raise _no_image(manifests, images)
     return min(choices, key=lambda choice: (not choice.sure, bool(choice.backend_config)))
+
+
+def flags_for(manifests: Sequence[Manifest], image: str) -> tuple[str, ...]:
+    """What `--backend-config` an image needs for these models; RepositoryError if it cannot load one of them.
+
+    An image that the table does not have gets none: `verify --image` tells more of it.
+    """
+    try:
+        target = find_target(image)
+    except SpecError:
+        return ()
+    fits = [fit(manifest, target) for manifest in manifests]
+    if any(each.loads == "no" for each in fits):
+        raise _no_image(manifests, [target])
+    return tuple(sorted({flag for each in fits for flag in each.backend_config}))
 
 
 def fit(manifest: Manifest, target: Target) -> Fit:
