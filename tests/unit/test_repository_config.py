@@ -336,6 +336,12 @@ BROKEN = {
         'parameters { key: "intra_op_thread_count" value { string_value: "two" } }',
     ),
     "onnxruntime-optional": ("onnxruntime", 'input { name: "z" dims: [ 1 ] optional: true }'),
+    "onnxruntime-accelerators": (
+        "onnxruntime",
+        """instance_group { kind: KIND_GPU }
+           optimization { execution_accelerators { gpu_execution_accelerator { name: "trt" } } }""",
+    ),
+    "cc-model-filenames": ("tensorrt", 'cc_model_filenames { key: "90" value: "model.cc90.plan" }'),
     "onnxruntime-level": ("onnxruntime", "optimization { graph { level: 7 } }"),
 }
 

@@ -174,10 +174,11 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     from tritongen.autotune.selection import select
     from tritongen.autotune.tradeoff import tradeoffs
     from tritongen.autotune.trials import Search, run_trials
+    from tritongen.engines import engine_name
     from tritongen.graph import inspect_model
 
     name, spec, events = setting.name, setting.spec, setting.events
-    engine = find_engine(spec.engine)
+    engine = find_engine(engine_name(spec.engine, spec.execution_provider))
     inspect_model(spec.path)  # complain about the file before any process is started
     preparation = stages.prepare_model(setting)
     graph = jobs.prepared_graph(spec, preparation)

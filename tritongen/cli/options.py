@@ -83,13 +83,16 @@ value_range = click.option(
     callback=_assignments,
     help="Values of an integer input: 'input_ids=0..30521'.",
 )
+execution_provider = click.option(
+    "--execution-provider", metavar="NAME", help="ONNX Runtime's: cpu, cuda or tensorrt.  [default: cpu]"
+)
 engine = click.option("--engine", metavar="NAME", help="auto, tensorrt or onnxruntime.  [default: auto]")
 precision = click.option(
     "--precision",
     multiple=True,
     metavar="LIST",
     callback=_commas,
-    help="What to try: fp32,fp16,int8.  [default: all that the engine has and the data can prove]",
+    help="What to try: fp32,fp16,bf16,int8,fp8.  [default: all that the engine has and the data can prove]",
 )
 max_batch_size = click.option(
     "--max-batch-size",
@@ -166,7 +169,8 @@ seed = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 _SPEC_FLAGS: tuple[Decorator[Any], ...] = (
-    name, repository, run_dir, shape, value_range, engine, precision, max_batch_size, objective, slo, p99_ms,
+    name, repository, run_dir, shape, value_range, engine, execution_provider, precision, max_batch_size,
+    objective, slo, p99_ms,
     calibration_data, validation_data, labels, accuracy_metric, accuracy_limit, reference, target, keep,
     keep_candidates, plugins, tensorrt, build_budget, seed,
 )  # fmt: skip

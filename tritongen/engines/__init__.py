@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from tritongen.errors import RequirementError
+from tritongen.errors import RequirementError, SpecError
 from tritongen.spec import Precision
 
 if TYPE_CHECKING:
@@ -132,13 +132,30 @@ class Engine(Protocol):
 ENGINE_NAMES = ("tensorrt", "onnxruntime")
 """In the order in which `auto` prefers them."""
 
+VARIANTS = ("onnxruntime-tensorrt", "onnxruntime-cuda")
+"""ONNX Runtime on a GPU, for graphs that TensorRT's parser refuses, or where it is asked for."""
+
+
+def engine_name(engine: str, execution_provider: str | None) -> str:
+    """The engine that a spec's two keys ask for; SpecError if they contradict each other."""
+    if execution_provider is None:
+        return engine
+    if engine == "tensorrt":
+        raise SpecError(
+            "an execution provider belongs to ONNX Runtime",
+            found=f"engine tensorrt with execution_provider {execution_provider}",
+            expected="engine onnxruntime",
+            fix="use --engine onnxruntime, or leave --execution-provider out",
+        )
+    return "onnxruntime" if execution_provider == "cpu" else f"onnxruntime-{execution_provider}"
+
 
 def load_engine(name: str) -> Engine:
     """The engine by its name; RequirementError for an unknown one."""
-    if name == "onnxruntime":
+    if name in ("onnxruntime", *VARIANTS):
         from tritongen.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine()
+        return OnnxRuntimeEngine(name.partition("-")[2] or "cpu")
     if name == "tensorrt":
         from tritongen.engines.tensorrt import TensorRTEngine
 

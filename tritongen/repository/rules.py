@@ -244,6 +244,38 @@ def _onnxruntime_level(config: Any) -> Iterator[tuple[str, str]]:
         yield f"optimization.graph.level {level} means nothing", "use -1, 1, 2, or leave it out"
 
 
+def _capabilities(config: Any) -> Iterator[tuple[str, str]]:
+    for capability, file in config.cc_model_filenames.items():
+        major, dot, minor = capability.partition(".")
+        if not (dot and major.isdecimal() and minor.isdecimal()):
+            yield f"cc_model_filenames has the key '{capability}'", 'write it as "9.0": MAJOR.MINOR'
+        elif not file:
+            yield f"cc_model_filenames names no file for '{capability}'", "name a file in the version folder"
+
+
+_ACCELERATORS = {"gpu": ("tensorrt", "cuda"), "cpu": ("openvino",)}
+_PRECISION_MODES = ("FP32", "FP16", "INT8")
+
+
+def _onnxruntime_accelerators(config: Any) -> Iterator[tuple[str, str]]:
+    accelerators = config.optimization.execution_accelerators
+    on_gpu, on_cpu = accelerators.gpu_execution_accelerator, accelerators.cpu_execution_accelerator
+    if backend_of(config) != "onnxruntime":
+        if on_gpu or on_cpu:
+            yield "execution_accelerators do nothing for this backend", "remove execution_accelerators"
+        return
+    for kind, named in (("gpu", on_gpu), ("cpu", on_cpu)):
+        for one in named:
+            known = _ACCELERATORS[kind]
+            if one.name not in known:
+                yield f"{kind}_execution_accelerator '{one.name}' is unknown", f"use {' or '.join(known)}"
+            mode = one.parameters.get("precision_mode", "FP32")
+            if mode not in _PRECISION_MODES:
+                yield f"precision_mode is '{mode}'", f"use {', '.join(_PRECISION_MODES)}"
+    if on_gpu and any(group.kind == 2 for group in config.instance_group):  # noqa: PLR2004  KIND_CPU
+        yield "a gpu_execution_accelerator with instances of KIND_CPU does nothing", "use KIND_GPU"
+
+
 RULES: tuple[Rule, ...] = (
     Rule("backend", "tritongen", "The backend is named; platform is its older form.", _backend),
     Rule("max-batch-size", "core", "max_batch_size is not negative.", _max_batch),
@@ -282,6 +314,12 @@ RULES: tuple[Rule, ...] = (
         _tensorrt_graphs,
     ),
     Rule(
+        "cc-model-filenames",
+        "tritongen",
+        "Compute capabilities are MAJOR.MINOR and name a file (core never finds others).",
+        _capabilities,
+    ),
+    Rule(
         "onnxruntime-parameters",
         "onnxruntime",
         "Thread counts and execution_mode are whole numbers; the mode is 0 or 1.",
@@ -289,6 +327,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "onnxruntime-optional", "onnxruntime", "Optional inputs only without batching.", _onnxruntime_optional
+    ),
+    Rule(
+        "onnxruntime-accelerators",
+        "onnxruntime",
+        "GPU accelerators are tensorrt or cuda, with KIND_GPU and a known precision_mode.",
+        _onnxruntime_accelerators,
     ),
     Rule("onnxruntime-level", "onnxruntime", "optimization.graph.level is -1, 1 or 2.", _onnxruntime_level),
 )

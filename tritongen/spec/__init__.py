@@ -67,7 +67,9 @@ class Precision(str, Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
+    FP8 = "fp8"
 
     def __str__(self) -> str:
         return self.value
@@ -186,6 +188,8 @@ class ModelSpec(_Model):
     """The ONNX file; relative paths count from the spec file."""
     engine: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
     """`auto`, `tensorrt` or `onnxruntime`."""
+    execution_provider: Literal["cpu", "cuda", "tensorrt"] | None = None
+    """ONNX Runtime's: `cpu` (default), or with onnxruntime-gpu `cuda` or `tensorrt` on a GPU."""
     precision: tuple[Precision, ...] | None = None
     """What to try; default: every precision that the engine has and the data can prove."""
     max_batch_size: int | None = Field(default=None, ge=0)

@@ -15,6 +15,7 @@ _JOB_FLAGS = ("repository", "run_dir")
 
 _MODEL_FLAGS: dict[str, tuple[str, ...]] = {
     "engine": ("engine",),
+    "execution_provider": ("execution_provider",),
     "precision": ("precision",),
     "max_batch_size": ("max_batch_size",),
     "objective": ("objective",),

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the engine that every machine has."""
+"""ONNX Runtime: on the CPU the engine that every machine has; on a GPU the one that takes every graph."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritongen.engines import Runner, ServingTraits
+from tritongen.engines.onnxruntime import providers
 from tritongen.engines.onnxruntime.recipes import int8_recipes
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner, version
 from tritongen.errors import BuildError, ModelError
 from tritongen.files import digest_files
+from tritongen.precision.recipe import Fp16Recipe
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Artifact, Candidate, Options
 from tritongen.spec import ModelSpec, Precision
@@ -28,18 +30,27 @@ FILENAME = "model.onnx"
 _CONFIG_LEVELS = {"all": None, "extended": 1, "basic": -1, "disabled": 2}
 
 
-class OnnxRuntimeEngine:
-    """FP32 and INT8 on ONNX Runtime's CPU execution provider; satisfies `tritongen.engines.Engine`."""
+PROVIDER = "execution_provider"
+"""In an artifact's details: what it was measured with."""
 
-    name = "onnxruntime"
+
+class OnnxRuntimeEngine:
+    """One execution provider of ONNX Runtime; satisfies `tritongen.engines.Engine`.
+
+    `cpu`: FP32 and INT8. `cuda` and `tensorrt`: FP32 and FP16 on a GPU (written, not run).
+    """
+
+    def __init__(self, provider: str = providers.CPU) -> None:
+        self.name = "onnxruntime" if provider == providers.CPU else f"onnxruntime-{provider}"
+        self._provider = provider
 
     def unavailable_reason(self) -> str | None:
-        """None where onnxruntime can be imported, otherwise why not and what brings it."""
+        """None where onnxruntime has the provider, otherwise why not and what brings it."""
         try:
             version()
         except ImportError as error:
             return f"onnxruntime cannot be imported ({error}); `pip install onnxruntime` brings it"
-        return None
+        return providers.unavailable_reason(self._provider)
 
     def versions(self) -> dict[str, str]:
         """The library's version; it decides the readable IR version and opset (`session.readable_limits`)."""
@@ -50,8 +61,10 @@ class OnnxRuntimeEngine:
         return ()
 
     def precisions(self) -> Sequence[Precision]:
-        """FP32 and INT8: the CPU execution provider computes FP16 in FP32, so nothing is gained there."""
-        return (Precision.FP32, Precision.INT8)
+        """FP32 and INT8 on the CPU, which computes FP16 in FP32; FP32 and FP16 on a GPU."""
+        if self._provider == providers.CPU:
+            return (Precision.FP32, Precision.INT8)
+        return (Precision.FP32, Precision.FP16)
 
     def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> OnnxRuntimeEngine:  # noqa: ARG002
         """Itself: ONNX Runtime takes any size."""
@@ -66,7 +79,12 @@ class OnnxRuntimeEngine:
         return ()
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
-        """The INT8 recipes that suit this machine's vector instructions, best first; none for FP32."""
+        """The INT8 recipes that suit this machine's vector instructions, best first; FP16 for CUDA.
+
+        TensorRT's provider makes FP16 of FP32 by itself.
+        """
+        if precision is Precision.FP16 and self._provider == providers.CUDA:
+            return (Fp16Recipe(name="half"),)
         return int8_recipes() if precision is Precision.INT8 else ()
 
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:
@@ -75,12 +93,18 @@ class OnnxRuntimeEngine:
         The two differ by the blocked NCHWc layout of FP32 convolutions, which pays or costs by the model.
         """
         levels = ["all"]
-        if precision is Precision.FP32 and any(op in graph.operators for op in ("Conv", "FusedConv")):
+        if (
+            self._provider == providers.CPU
+            and precision is Precision.FP32
+            and any(op in graph.operators for op in ("Conv", "FusedConv"))
+        ):
             levels.append("extended")
         return [{"graph_optimization_level": level} for level in levels]
 
     def runtimes(self, graph: Graph, cores: int) -> Sequence[tuple[Options, int]]:  # noqa: ARG002
         """Threads × instances: all cores for one call, one core each for many calls, between, and 1 × 1."""
+        if self._provider != providers.CPU:
+            return [({"intra_op_threads": 1}, 1), ({"intra_op_threads": 1}, 2)]
         middle = 1 << (max(cores, 1).bit_length() // 2)
         pairs = {(max(cores, 1), 1): None, (1, max(cores, 1)): None}
         if cores >= 4:  # noqa: PLR2004
@@ -105,7 +129,10 @@ class OnnxRuntimeEngine:
                 found=str(error),
                 fix=f"make room or set the permissions of {folder}",
             ) from error
-        with OnnxRuntimeRunner(folder / FILENAME, graph_optimization_level=level, intra_op_threads=1):
+        chain = providers.session_providers(self._provider, candidate.precision)
+        with OnnxRuntimeRunner(
+            folder / FILENAME, graph_optimization_level=level, intra_op_threads=1, providers=chain
+        ):
             pass
         events(Event("trial", "progress", "opened by ONNX Runtime", subject=candidate.id))
         return Artifact(
@@ -115,7 +142,11 @@ class OnnxRuntimeEngine:
             size_bytes=sum(file.stat().st_size for file in files),
             build_seconds=time.perf_counter() - started,
             versions=self.versions(),
-            details={"graph_optimization_level": level},
+            details={
+                "graph_optimization_level": level,
+                PROVIDER: self._provider,
+                "precision": str(candidate.precision),
+            },
         )
 
     def open(self, folder: Path, artifact: Artifact, runtime: Options) -> Runner:
@@ -125,6 +156,7 @@ class OnnxRuntimeEngine:
             graph_optimization_level=_level(artifact.details),
             intra_op_threads=int(runtime.get("intra_op_threads", 0)),
             spinning=bool(runtime.get("spinning", True)),
+            providers=providers.session_providers(*_provided(artifact)),
         )
 
     def serving_traits(self, artifact: Artifact, runtime: Options) -> ServingTraits:
@@ -138,13 +170,22 @@ class OnnxRuntimeEngine:
         if not runtime.get("spinning", True):
             # Only the Python backend reads it; the C++ one passes over keys that it does not know.
             parameters["session.intra_op.allow_spinning"] = "0"
+        provider, precision = _provided(artifact)
+        optimization = ("" if level is None else f"graph {{ level: {level} }}",
+                        providers.accelerators_text(provider, precision))  # fmt: skip
         return ServingTraits(
             backend="onnxruntime",
             filename=FILENAME,
-            instance_kind="KIND_CPU",
+            instance_kind="KIND_CPU" if provider == providers.CPU else "KIND_GPU",
             parameters=parameters,
-            optimization="" if level is None else f"graph {{ level: {level} }}",
+            optimization=" ".join(filter(None, optimization)),
         )
+
+
+def _provided(artifact: Artifact) -> tuple[str, Precision]:
+    """(execution provider, precision) of an artifact; those of before the providers ran on the CPU."""
+    details = artifact.details
+    return str(details.get(PROVIDER, providers.CPU)), Precision(details.get("precision", "fp32"))
 
 
 def external_files(model: Path) -> list[str]:

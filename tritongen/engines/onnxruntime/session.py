@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ _STATUS = re.compile(
 
 
 class OnnxRuntimeRunner:
-    """An `engines.Runner` on ONNX Runtime's CPU execution provider; the session lives inside the context."""
+    """An `engines.Runner` on an execution provider of ONNX Runtime; the session lives inside the context."""
 
     def __init__(
         self,
@@ -38,11 +38,13 @@ class OnnxRuntimeRunner:
         graph_optimization_level: str = "all",
         intra_op_threads: int = 0,
         spinning: bool = True,
+        providers: Sequence[Any] = ("CPUExecutionProvider",),
     ) -> None:
         self._path = path
         self._level = graph_optimization_level
         self._threads = intra_op_threads
         self._spinning = spinning
+        self._providers = list(providers)
         self._session: Any = None
         self._outputs: list[str] = []
         self._call: Callable[[], object] | None = None
@@ -52,8 +54,9 @@ class OnnxRuntimeRunner:
 
         with explained(f"ONNX Runtime cannot open {self._path}", ModelError):
             self._session = onnxruntime.InferenceSession(
-                str(self._path), self._session_options(), providers=["CPUExecutionProvider"]
+                str(self._path), self._session_options(), providers=self._providers
             )
+        self._refuse_fallback()
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._refuse_bfloat16()
         return self
@@ -121,6 +124,18 @@ class OnnxRuntimeRunner:
         }[self._level]
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spinning else "0")
         return options
+
+    def _refuse_fallback(self) -> None:
+        """BuildError where ONNX Runtime could not start the provider asked for, and went on without."""
+        wanted = self._providers[0] if isinstance(self._providers[0], str) else self._providers[0][0]
+        got = self._session.get_providers()
+        if wanted not in got:
+            raise BuildError(
+                f"ONNX Runtime could not start {wanted}",
+                found=f"a session on {', '.join(got)}",
+                expected="a GPU, and the CUDA, cuDNN (and TensorRT) libraries of this ONNX Runtime",
+                fix="install them, or leave --execution-provider out",
+            )
 
     def _refuse_bfloat16(self) -> None:
         for tensor in (*self._session.get_inputs(), *self._session.get_outputs()):

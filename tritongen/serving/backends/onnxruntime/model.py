@@ -164,11 +164,15 @@ def open_session(config, args):
         path /= "model.onnx"
     if not path.is_file():
         fail(f"there is no {path.name} in version {args['model_version']}")
-    options = session_options(config)
+    options, wanted = session_options(config), providers(config, args)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers(args))
+        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # noqa: BLE001
         fail(f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {one_line(error)}")
+    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    if first not in session.get_providers():
+        fail(f"ONNX Runtime {onnxruntime.__version__} could not start {first}, and would run on the CPU")
+    return session
 
 
 def session_options(config):
@@ -201,15 +205,31 @@ def integer(parameters, name):
         return fail(f"parameter {name} is '{parameters[name]}', not a whole number")
 
 
-def providers(args):
+def providers(config, args):
+    """As the C++ backend: CUDA for KIND_GPU, before it TensorRT where the config names it as accelerator."""
     if args["model_instance_kind"] != "GPU":
         return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        fail("the config asks for KIND_GPU, and this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)")
-    return [
-        ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}),
-        "CPUExecutionProvider",
-    ]
+    device = args["model_instance_device_id"]
+    chain = [("CUDAExecutionProvider", {"device_id": device}), "CPUExecutionProvider"]
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    for one in accelerators.get("gpu_execution_accelerator", []):
+        if one["name"] == "tensorrt":
+            chain.insert(
+                0, ("TensorrtExecutionProvider", tensorrt_options(one.get("parameters", {}), device))
+            )
+    for name, _ in chain[:-1]:
+        if name not in onnxruntime.get_available_providers():
+            fail(f"the config asks for {name}, which this ONNX Runtime lacks (pip install onnxruntime-gpu)")
+    return chain
+
+
+def tensorrt_options(parameters, device):
+    """The accelerator's parameters under ONNX Runtime's names for them."""
+    options = {"device_id": device}
+    if "max_workspace_size_bytes" in parameters:
+        options["trt_max_workspace_size"] = parameters["max_workspace_size_bytes"]
+    options["trt_fp16_enable"] = parameters.get("precision_mode", "FP32") == "FP16"
+    return options
 
 
 def check_tensors(configured, nodes, role, batches):

@@ -1,0 +1,66 @@
+"""ONNX Runtime's execution providers: which are there, how a session gets them, what config.pbtxt says.
+
+The GPU providers were not run: no GPU build of ONNX Runtime was at hand. Names and options are from the
+documentation of ONNX Runtime and of Triton's onnxruntime backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tritongen.spec import Precision
+
+CPU, CUDA, TENSORRT = "cpu", "cuda", "tensorrt"
+NAMES = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "TensorrtExecutionProvider"}
+"""ONNX Runtime's own name for each."""
+
+INSTALL = "pip uninstall onnxruntime; pip install onnxruntime-gpu"
+_WORKSPACE_BYTES = 1 << 30
+
+
+def unavailable_reason(provider: str) -> str | None:
+    """None if the installed ONNX Runtime has this provider, otherwise what is missing and what brings it."""
+    import onnxruntime
+
+    if NAMES[provider] in onnxruntime.get_available_providers():
+        return None
+    return (
+        f"ONNX Runtime {onnxruntime.__version__} has no {NAMES[provider]}; `{INSTALL}` brings it where there "
+        "is an NVIDIA GPU"
+    )
+
+
+def session_providers(provider: str, precision: Precision, device: int = 0) -> list[Any]:
+    """The `providers` of an InferenceSession: this one first, what it leaves out on the next ones."""
+    chain: list[Any] = []
+    if provider == TENSORRT:
+        options = {
+            "device_id": device,
+            "trt_max_workspace_size": _WORKSPACE_BYTES,
+            "trt_fp16_enable": precision is Precision.FP16,
+        }
+        chain.append((NAMES[TENSORRT], options))
+    if provider in (TENSORRT, CUDA):
+        chain.append((NAMES[CUDA], {"device_id": device}))
+    return [*chain, NAMES[CPU]]
+
+
+def accelerators_text(provider: str, precision: Precision) -> str:
+    """The text inside `optimization { }` that makes Triton's onnxruntime backend use this provider.
+
+    CUDA needs none: instances of KIND_GPU take it by themselves.
+    """
+    if provider != TENSORRT:
+        return ""
+    mode = "FP16" if precision is Precision.FP16 else "FP32"
+    return (
+        'execution_accelerators { gpu_execution_accelerator { name: "tensorrt" '
+        f'parameters {{ key: "precision_mode" value: "{mode}" }} '
+        f'parameters {{ key: "max_workspace_size_bytes" value: "{_WORKSPACE_BYTES}" }} }} }}'
+    )
+
+
+def used(session: Any) -> Sequence[str]:
+    """The providers that a session got; ONNX Runtime leaves out, with a warning, what it cannot start."""
+    return list(session.get_providers())
