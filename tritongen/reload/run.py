@@ -35,7 +35,6 @@ from tritongen.serving.control import LOAD_TIMEOUT_S, RefusedError, ServerContro
 
 _STAGE = "reload"
 _DRAIN_S, _POLL_S = 30.0, 0.05
-_NOT_THERE = "failed to poll from model repository"
 
 
 class ReloadError(TritongenError):
@@ -191,9 +190,9 @@ class _Reload:
                 self._say("progress", f"version {new.version} is loaded, its answers are compared")
                 answers = self._compare(new, shadow.name)
                 _check_answers(new, answers)
-        except RefusedError as error:
+        except RefusedError:
             self.spoiled = shadow.spoiled
-            if _NOT_THERE not in (error.found or ""):
+            if not shadow.unseen:
                 raise
             raise _OtherRepositoryError(
                 f"the server at {self.control.url} serves another repository",

@@ -63,6 +63,8 @@ class Shadow:
     timeout_s: float
     spoiled: bool = False
     """Whether the server says for good that it is not ready, since the new version did not load."""
+    unseen: bool = False
+    """Whether the server does not see what is written into this repository."""
 
     @property
     def name(self) -> str:
@@ -76,6 +78,7 @@ class Shadow:
             try:
                 self.control.load(self.name, config_json(self.new, self.name), self.timeout_s)
             except RefusedError:
+                self.unseen = all(entry.name != self.name for entry in self.control.index())
                 self.spoiled = not (self.control.is_ready() or self._heal())
                 raise
             yield
