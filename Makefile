@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
-.PHONY: help demo test lint format doctor clean distclean
+.PHONY: help demo test lint format doctor wheelhouse docker-image docker-base clean distclean
 
 help: ## this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## train a model, build, serve, load test, verdict: under 3 minutes beside the downloads
 	@$(BIN)/python examples/digits/demo.py
@@ -32,7 +32,26 @@ format: $(VENV)/.dev ## rewrite the sources in the house's form
 doctor: $(VENV)/.demo ## what works on this machine, and what is missing
 	@$(BIN)/tritongen doctor
 
+# Wheels for the image's Python, not for this one's. tritongen's own is made anew each time, the others once.
+WHEELHOUSE := docker/wheelhouse
+WHEELS_FOR := --only-binary=:all: --implementation cp --python-version 3.11 $(addprefix --platform manylinux_2_,17_x86_64 27_x86_64 28_x86_64 34_x86_64 35_x86_64) --platform manylinux2014_x86_64
+wheelhouse: $(VENV)/.demo ## fill docker/wheelhouse, from which the CPU image is built without a network
+	@rm -f $(WHEELHOUSE)/tritongen-*.whl
+	@$(PIP) wheel --quiet --no-deps --wheel-dir $(WHEELHOUSE) .
+	@[ $(WHEELHOUSE)/.filled -nt pyproject.toml ] || { \
+	    rm -f $$(ls $(WHEELHOUSE)/*.whl | grep -v /tritongen-) && \
+	    $(PIP) download --quiet $(WHEELS_FOR) --dest $(WHEELHOUSE) pip \
+	        "tritongen[serve] @ file://$$(ls $(CURDIR)/$(WHEELHOUSE)/tritongen-*.whl)" && \
+	    touch $(WHEELHOUSE)/.filled; }
+
+docker-base: ## where nothing can be pulled: Debian's Docker and a base image made here (as root)
+	@.ci/docker
+
+docker-image: wheelhouse ## the CPU image, from docker/wheelhouse
+	docker build --tag tritongen-cpu --file docker/cpu.Dockerfile docker
+
 clean: ## remove what builds, tests and the demo left behind
+	rm -f $(WHEELHOUSE)/*.whl $(WHEELHOUSE)/.filled
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/digits/out
 	find tritongen tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,6 +1,6 @@
 # `tritongen build` beside the very TensorRT that will load its engines: NVIDIA's image of the same release.
 # Written from NVIDIA's documentation; it was not run (see docs/docker.md of tritongen).
-ARG TENSORRT_IMAGE=nvcr.io/nvidia/tensorrt:26.09-py3
+ARG TENSORRT_IMAGE=nvcr.io/nvidia/tensorrt:26.08-py3
 FROM ${TENSORRT_IMAGE}
 COPY wheelhouse /wheelhouse
 # tritongen's own wheel from the folder, the rest from there or from the package index, for this image's Python.

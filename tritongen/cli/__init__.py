@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("tritongen.cli.stop", "Stop a server that `serve --background` started."),
     "reload": ("tritongen.cli.reload", "Let a running server take over a new version, checked first."),
     "loadtest": ("tritongen.cli.loadtest", "Check requests/s and P99 against a running server."),
+    "compose": ("tritongen.cli.compose", "Write the files with which Docker serves a repository."),
     "doctor": ("tritongen.cli.doctor", "Say what works on this machine and what is missing."),
     "schema": ("tritongen.cli.schema", "Print the JSON schema of the spec or of a record."),
 }
@@ -38,37 +39,42 @@ Examples:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A group whose commands (name → module and help line) are imported when they are called."""
+
+    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
+        return list(self.lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.lazy:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
+        module = importlib.import_module(self.lazy[cmd_name][0])
         command: click.Command = module.command
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args and args[0] not in self.lazy and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.lazy, n=1)
             raise SpecError(
                 f"there is no command '{args[0]}'",
-                expected=", ".join(COMMANDS),
-                fix=f"did you mean '{near[0]}'?" if near else "see `tritongen --help`",
+                expected=", ".join(self.lazy),
+                fix=f"did you mean '{near[0]}'?" if near else f"see `{ctx.command_path} --help`",
             )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+            formatter.write_dl([(name, summary) for name, (_, summary) in self.lazy.items()])
 
 
 @click.group(
     cls=LazyGroup,
+    lazy=COMMANDS,
     help='From an ONNX model and a promise ("500 inferences/s at P99 ≤ 20 ms") to a tuned, served and '
     f"load-tested Triton repository.\n\n{EXAMPLES}",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

@@ -73,7 +73,17 @@ def command(
         click.echo("stopped; finished trials are kept: run the same command again to resume", err=True)
         return _INTERRUPTED
     _show(build, spec, console, told, as_json=as_json)
+    if any(model.status != "failed" for model in build.models):
+        _refresh_triton_env(spec.repository, as_json=as_json)
     return next((model.exit_code for model in build.models if model.status == "failed"), 0)
+
+
+def _refresh_triton_env(repository: Path, *, as_json: bool) -> None:
+    """Where `tritongen compose init` wrote a triton.env beside the repository, it follows the models."""
+    from tritongen.serving.container.compose import refresh_environment
+
+    if told := refresh_environment(repository):
+        click.echo(told, err=as_json)
 
 
 def _noting(events: EventSink, told: set[str]) -> EventSink:

@@ -1,0 +1,48 @@
+"""`tritongen compose init`: the Compose files, and triton.env for the models of the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tritongen.cli.options import DEFAULT_REPOSITORY
+
+EXAMPLES = """\b
+Examples:
+  tritongen compose init            # NVIDIA's container, with a GPU
+  tritongen compose init --cpu      # a small image of our own, without one
+  tritongen compose init deploy --repository deploy/model_repository
+"""
+
+
+@click.command(
+    "init",
+    help="Write docker-compose.yml, a hardened overlay, Dockerfiles, a Grafana dashboard and triton.env into "
+    "DIR (by default the current folder). triton.env names the image that fits the models of the repository; "
+    "`tritongen build` keeps it current. Files that tritongen did not write are left alone.\n\n" + EXAMPLES,
+)
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path, file_okay=False), default=".")
+@click.option("--cpu", is_flag=True, help="For machines without a GPU: docker-compose.cpu.yml.")
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help=f"Whose models triton.env is for.  [default: DIR/{DEFAULT_REPOSITORY}]",
+)
+@click.option(
+    "--force", is_flag=True, help="Replace files that tritongen did not write, or that were edited."
+)
+def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) -> int:
+    """Write the files; nothing is written if one of them is somebody else's."""
+    from tritongen.serving.container.compose import CPU_FILE, ENV_FILE, init
+
+    written = init(folder, repository or folder / DEFAULT_REPOSITORY, "cpu" if cpu else "gpu", force=force)
+    for each in written:
+        click.echo(f"  {each.what:<10}{each.path}")
+    where = "" if folder == Path() else f"cd {folder} && "
+    file = f"-f {CPU_FILE} " if cpu else ""
+    if cpu:
+        click.echo("The image is made from the wheels in docker/wheelhouse: see the README.md there.")
+    click.echo(f"Next: {where}docker compose {file}--env-file {ENV_FILE} up -d{' --build' if cpu else ''}")
+    return 0

@@ -1,0 +1,239 @@
+"""The files of `tritongen compose init`: Compose files, Dockerfiles, monitoring, and `triton.env`.
+
+The Compose files are the same everywhere. What depends on the models (the image, its flags) and on the
+machine (ports, addresses) stands in `triton.env`, which is made from the manifests; `.env` is the user's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tritongen.errors import RequirementError, SpecError, TritongenError
+from tritongen.files import write_text
+from tritongen.serving.container.images import choose_image
+
+if TYPE_CHECKING:
+    from tritongen.repository.manifest import Manifest
+    from tritongen.serving.container.images import ImageChoice
+
+ENV_FILE = "triton.env"
+GPU_FILE = "docker-compose.yml"
+HARDENED_FILE = "docker-compose.hardened.yml"
+CPU_FILE = "docker-compose.cpu.yml"
+RECORD = Path("docker/.written.json")
+"""What `write_files` wrote, so that it can tell its own files from edited ones."""
+SCHEMA = "tritongen/compose/1"
+
+_PACKAGE = Path(__file__).parents[2]
+SOURCES = (_PACKAGE / "compose", _PACKAGE.parent)
+"""Where the wheel and where a checkout keep the files."""
+_SHARED = (
+    "docker/cpu.Dockerfile",
+    "docker/wheelhouse/README.md",
+    "docker/monitoring/prometheus.yml",
+    "docker/monitoring/grafana-datasource.yml",
+    "docker/monitoring/grafana-dashboards.yml",
+    "docker/monitoring/triton-dashboard.json",
+)
+FILES: dict[Literal["gpu", "cpu"], tuple[str, ...]] = {
+    "gpu": (GPU_FILE, HARDENED_FILE, "docker/build.Dockerfile", *_SHARED),
+    "cpu": (CPU_FILE, *_SHARED),
+}
+
+_MARK = "# Written by tritongen"
+BUILDER_IMAGE = "nvcr.io/nvidia/tensorrt"
+SETTINGS: dict[str, str] = {
+    "BIND_ADDRESS": "127.0.0.1",
+    "HTTP_PORT": "8000",
+    "GRPC_PORT": "8001",
+    "METRICS_PORT": "8002",
+    "TRITON_CONTROL": "--model-control-mode=explicit --load-model=* --strict-readiness=false",
+    "SHM_SIZE": "1g",
+}
+"""Those of triton.env that are the user's, as they are until somebody changes them."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file, and what became of it."""
+
+    path: Path
+    what: Literal["written", "replaced", "unchanged"]
+
+
+def source(name: str) -> Path:
+    """Where the original of a file is; RequirementError if this installation has lost it."""
+    for folder in SOURCES:
+        if (folder / name).is_file():
+            return folder / name
+    raise RequirementError(
+        f"tritongen's {name} is missing",
+        expected=" or ".join(str(folder / name) for folder in SOURCES),
+        fix="install tritongen again",
+    )
+
+
+def init(
+    folder: Path, repository: Path, kind: Literal["gpu", "cpu"], *, force: bool = False
+) -> list[Written]:
+    """Write the files of `kind` and a triton.env for the models of `repository` into `folder`.
+
+    SpecError, before anything is written, if one of them is there and not ours (as we left it); `force`
+    replaces those too. RepositoryError if no image can load every model.
+    """
+    texts = {name: source(name).read_text(encoding="utf-8") for name in FILES[kind]}
+    recorded = _recorded(folder)
+    plan = {name: _plan(folder / name, text, recorded.get(name)) for name, text in texts.items()}
+    foreign = [name for name, what in plan.items() if what is None]
+    env_file = folder / ENV_FILE
+    if env_file.exists() and not is_ours(env_file):
+        foreign.append(ENV_FILE)
+    if foreign and not force:
+        raise SpecError(
+            f"{folder} has files that tritongen did not write, or that were edited since",
+            found=", ".join(foreign),
+            fix="move them away, choose another folder, or replace them with --force",
+        )
+    environment = _environment_text(env_file, repository)
+    try:
+        for name, text in texts.items():
+            if plan[name] != "unchanged":
+                write_text(folder / name, text)
+        digests = {**recorded, **{name: _digest(text) for name, text in texts.items()}}
+        record = {"schema": SCHEMA, "files": dict(sorted(digests.items()))}
+        write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        written = [Written(folder / name, what or "replaced") for name, what in plan.items()]
+        return [*written, _write_environment(env_file, environment)]
+    except OSError as error:
+        raise RequirementError(f"cannot write into {folder}", found=str(error)) from error
+
+
+def _plan(path: Path, text: str, digest: str | None) -> Literal["written", "replaced", "unchanged"] | None:
+    """What is to be done to the file; None if it is not ours."""
+    try:
+        present = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return "written"
+    except (OSError, UnicodeError):
+        return None
+    if present == text:
+        return "unchanged"
+    return "replaced" if _digest(present) == digest else None
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return dict(record["files"]) if record["schema"] == SCHEMA else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
+
+
+# triton.env
+
+
+def triton_environment(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """What the models ask for: images and flags; RepositoryError if no image can load them all."""
+    return _derived(choose_image(manifests))
+
+
+def _derived(choice: ImageChoice) -> dict[str, str]:
+    tag = choice.image.rpartition(":")[2]
+    return {
+        "TRITON_IMAGE": choice.image,
+        "TENSORRT_IMAGE": f"{BUILDER_IMAGE}:{tag}",
+        "TRITON_ARGS": " ".join(f"--backend-config={each}" for each in choice.backend_config),
+    }
+
+
+def render_environment(choice: ImageChoice, settings: Mapping[str, str]) -> str:
+    """The text of triton.env: what the models ask for, then the user's own settings."""
+    lines = [
+        f"{_MARK}: `docker compose --env-file {ENV_FILE} up -d`.",
+        "",
+        "# By the models; every `tritongen build` writes these anew.",
+        f"# {choice.image}: {choice.reason}{'' if choice.sure else ' (unverified)'}.",
+        *_assignments(_derived(choice)),
+        "",
+        "# Yours; kept as they are. BIND_ADDRESS=0.0.0.0 opens the ports to the network: Triton asks for no",
+        "# password, and as TRITON_CONTROL stands, whoever reaches it may load models: programs, that is.",
+        *_assignments({**SETTINGS, **settings}),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _assignments(variables: Mapping[str, str]) -> Iterable[str]:
+    return (f"{name}={value}" for name, value in variables.items())
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """The variables of an env file, as Compose reads them: NAME=VALUE lines, quotes taken off."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*", line):
+            value = match[2]
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+            found[match[1]] = value[1:-1] if quoted else value
+    return found
+
+
+def _environment_text(path: Path, repository: Path) -> str:
+    """What triton.env is to say; the user's settings in one of ours are kept."""
+    choice = choose_image(manifests_of(repository))
+    before = read_environment(path) if is_ours(path) else {}
+    return render_environment(choice, {k: v for k, v in before.items() if k not in _derived(choice)})
+
+
+def _write_environment(path: Path, text: str) -> Written:
+    existed = path.exists()
+    if existed and path.read_text(encoding="utf-8", errors="replace") == text:
+        return Written(path, "unchanged")
+    write_text(path, text)
+    return Written(path, "replaced" if existed else "written")
+
+
+def refresh_environment(repository: Path) -> str | None:
+    """Bring a triton.env of ours beside the repository up to date; what became of it, None if nothing did.
+
+    For `tritongen build`, which must not fail for it: what is in the way is told in the sentence.
+    """
+    path = repository.parent / ENV_FILE
+    if not is_ours(path):
+        return None
+    try:
+        written = _write_environment(path, _environment_text(path, repository))
+    except TritongenError as error:
+        return f"{path} is left as it was: {error.message}"
+    except OSError as error:
+        return f"{path} cannot be written: {error}"
+    if written.what == "unchanged":
+        return None
+    return f"{path} now says {read_environment(path)['TRITON_IMAGE']}"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether tritongen wrote this env file; False if there is none."""
+    try:
+        return path.read_text(encoding="utf-8").startswith(_MARK)
+    except (OSError, UnicodeError):
+        return False
+
+
+def manifests_of(repository: Path) -> list[Manifest]:
+    """The manifests of a repository's models; models that others wrote, which have none, are passed over."""
+    from tritongen.repository.manifest import FILENAME, read_manifest
+
+    if not repository.is_dir():
+        return []
+    folders = sorted(path.parent for path in repository.glob(f"*/{FILENAME}"))
+    return [read_manifest(folder) for folder in folders]
