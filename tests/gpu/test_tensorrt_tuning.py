@@ -272,3 +272,10 @@ def test_a_build_within_a_budget_names_what_was_not_tried(tmp_path: Path) -> Non
     assert "not tried: " in made.stdout + made.stderr
     assert "build budget of 0.4 min" in made.stdout + made.stderr
     assert (tmp_path / "model_repository" / "net" / "1" / "model.plan").exists()
+
+
+def test_bf16_and_fp8_are_offered_only_where_version_and_gpu_have_them(engine: TensorRTEngine) -> None:
+    has, offered = api.features(api.load()), set(map(str, engine.precisions()))
+    assert {"fp32", "fp16", "int8"} <= offered
+    assert ("bf16" in offered, "fp8" in offered) <= (has.bf16, has.fp8)
+    assert len(engine.devices()) >= 1

@@ -108,7 +108,10 @@ MODEL = "models:\n  a:\n    path: a.onnx\n"
         (MODEL + "engine: auto\n", [":4: unknown key 'engine'", "it belongs under models.NAME"]),
         (MODEL + "    folder: x\n", [":4: unknown key 'models.a.folder'"]),
         (MODEL + "    engine: onnxruntim\n", [":4: models.a.engine must be one of", "'onnxruntime'?"]),
-        (MODEL + "    precision: [fp32, int4]\n", ["models.a.precision[1]", "fp32, fp16, int8", "'int8'?"]),
+        (
+            MODEL + "    precision: [fp32, int4]\n",
+            ["models.a.precision[1]", "fp32, fp16, bf16, int8, fp8", "'int8'?"],
+        ),
         (MODEL + "    slo: p99<=20ms\n", [":4: models.a.slo must be a list"]),
         (MODEL + "    slo: [p99<20ms]\n", [":4: models.a.slo[0]", "write 'p99<=20ms'"]),
         (MODEL + "    max_batch_size: many\n", ["models.a.max_batch_size must be a whole number", "'many'"]),
@@ -245,7 +248,7 @@ def test_name_is_for_one_model() -> None:
     ("flag", "value", "words"),
     [
         ("engine", "foo", "--engine must be one of"),
-        ("precision", ("fp8",), "--precision must be one of"),
+        ("precision", ("fp4",), "--precision must be one of"),
         ("objective", "fast", "--objective has none of the forms"),
         ("slo", ("p99<=20",), "--slo: the objective 'p99<=20' has no unit"),
         ("accuracy_limit", -1.0, "--accuracy-limit must be at least 0"),

@@ -99,21 +99,22 @@ def test_precision_flags_are_not_asked_of_it(model: Path) -> None:
     assert building.build_plan(trt, model, settings)
 
 
-@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8])
 def test_rewritten_graphs_are_built(model: Path, tmp_path: Path, precision: Precision) -> None:
-    """What the engine's own recipes for such a version make of a graph: FP16, and INT8 with FP16 scales."""
+    """What the engine's own recipes for such a version make of a graph; INT8 and FP8 have FP16 scales."""
     from tritongen.engines.tensorrt.recipes import half_recipe, recipes_for
     from tritongen.precision.fp16 import to_half
     from tritongen.precision.int8 import quantize, tensors_to_calibrate
-    from tritongen.precision.recipe import Int8Recipe
+    from tritongen.precision.recipe import Fp16Recipe, Int8Recipe
 
     (recipe,) = recipes_for(precision, api.features(trt))
+    floating = recipe if isinstance(recipe, Fp16Recipe) else half_recipe()
     source, rewritten = model, tmp_path / "half.onnx"
     if isinstance(recipe, Int8Recipe):
         source = tmp_path / "int8.onnx"
         names = tensors_to_calibrate(model, recipe)
         quantize(model, dict.fromkeys(names, (-4.0, 4.0)), recipe, source)
-    to_half(source, half_recipe(), rewritten)
+    to_half(source, floating, rewritten)
     settings = building.Settings(
         precision=precision, strongly_typed=True, compute_capability="8.9", profiles=[profile(model)]
     )

@@ -217,9 +217,10 @@ def _by_outputs(
     passed = all(one.passed for one in results)
     summary = _closeness_text(worst, outputs[worst.output], pairs.samples, len(results))
     summary += "".join(f"; warning: {doubt}" for one in outputs.values() if (doubt := one.doubt()))
-    if synthetic and precision is Precision.INT8:
+    if synthetic and precision in (Precision.INT8, Precision.FP8):
         passed = False
-        summary = f"INT8 is never selected on made-up inputs: give --validation-data ({summary})"
+        name = str(precision).upper()
+        summary = f"{name} is never selected on made-up inputs: give --validation-data ({summary})"
     return Accuracy(
         basis="synthetic" if synthetic else "reference",
         passed=passed,

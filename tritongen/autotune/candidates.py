@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 RANGE_METHODS = Int8Recipe.methods
 """How activation ranges are chosen; none wins everywhere, so all four are candidates by default."""
 
+ON_REQUEST = (Precision.BF16,)
+"""Tried where it is asked for, or where FP16 did not pass: as fast as FP16, and less exact."""
+
 RECIPE, RANGES = "recipe", "ranges"
 """Options that say how the graph is rewritten; all others are the engine's build options."""
 
@@ -46,24 +49,27 @@ def search_space(
     """
     if graph.quantized or graph.half:
         return _as_it_is(engine, graph, precisions, has_reference=has_reference)
-    wanted = [p for p in engine.precisions() if precisions is None or p in precisions]
+    asked = precisions if precisions is not None else [p for p in Precision if p not in ON_REQUEST]
+    wanted = [p for p in engine.precisions() if p in asked]
     notes = [
         f"{p} was asked for and is not tried: {engine.name} gains nothing from it on this machine"
         for p in precisions or ()
         if p not in engine.precisions()
     ]
-    if Precision.INT8 in wanted and not (calibrated and validated):
-        wanted.remove(Precision.INT8)
+    eight_bits = [p for p in wanted if p in (Precision.INT8, Precision.FP8)]
+    if eight_bits and not (calibrated and validated):
+        wanted = [p for p in wanted if p not in eight_bits]
         needs = [
             *([] if calibrated else ["calibration data (--calibration-data)"]),
             *([] if validated else ["data to be judged by (--validation-data)"]),
         ]
-        notes.append(f"int8 is not tried: it needs {' and '.join(needs)}")
+        verb = "is not tried: it needs" if len(eight_bits) == 1 else "are not tried: they need"
+        notes.append(f"{' and '.join(map(str, eight_bits))} {verb} {' and '.join(needs)}")
     if Precision.FP32 not in wanted and Precision.FP32 in engine.precisions():
         # Without the fallback a rejected INT8 model would leave nothing to serve.
         wanted.insert(0, Precision.FP32)
         notes.append("fp32 is tried as well: it is the fallback and the measure of every gain")
-    found = [one for precision in wanted for one in _of_precision(engine, graph, precision)]
+    found = [one for precision in wanted for one in of_precision(engine, graph, precision)]
     if not found:
         raise BuildError(
             f"there is nothing to try on {engine.name}",
@@ -73,7 +79,8 @@ def search_space(
     return SearchSpace(tuple(found), tuple(notes))
 
 
-def _of_precision(engine: Engine, graph: Graph, precision: Precision) -> list[Candidate]:
+def of_precision(engine: Engine, graph: Graph, precision: Precision) -> list[Candidate]:
+    """Every candidate of one precision."""
     rewrites: list[Options] = [
         _rewrite(recipe, method)
         for recipe in _distinct(engine.recipes(precision), graph)

@@ -14,11 +14,31 @@ Array = NDArray[np.generic]
 
 AGREEMENT, RELATIVE_L2, COSINE, EQUAL = "top1_agreement", "relative_l2", "cosine_distance", "equal"
 
+_SHARES = {
+    Precision.FP32: 0.1,
+    Precision.FP16: 0.5,
+    Precision.BF16: 1.0,
+    Precision.INT8: 2.0,
+    Precision.FP8: 2.0,
+}
+_DISTANCES = {
+    Precision.FP32: 0.1,
+    Precision.FP16: 1.0,
+    Precision.BF16: 3.0,
+    Precision.INT8: 5.0,
+    Precision.FP8: 5.0,
+}
 DEFAULT_LIMITS: dict[str, dict[Precision, float]] = {
-    AGREEMENT: {Precision.FP32: 0.1, Precision.FP16: 0.5, Precision.INT8: 2.0},
-    EQUAL: {Precision.FP32: 0.1, Precision.FP16: 0.5, Precision.INT8: 2.0},
-    RELATIVE_L2: {Precision.FP32: 0.1, Precision.FP16: 1.0, Precision.INT8: 5.0},
-    COSINE: {Precision.FP32: 0.0001, Precision.FP16: 0.005, Precision.INT8: 0.125},
+    AGREEMENT: _SHARES,
+    EQUAL: _SHARES,
+    RELATIVE_L2: _DISTANCES,
+    COSINE: {
+        Precision.FP32: 0.0001,
+        Precision.FP16: 0.005,
+        Precision.BF16: 0.045,
+        Precision.INT8: 0.125,
+        Precision.FP8: 0.125,
+    },
 }
 """Largest accepted loss in percent, by measure and precision; docs/accuracy.md gives the reasons."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tritongen.autotune.candidates import RANGES
+from tritongen.autotune.candidates import RANGES, of_precision
 from tritongen.autotune.jobs import MixingJob
 from tritongen.autotune.judging import MIN_GAIN, Goal, Judged, judge, rank
 from tritongen.autotune.mixing import FILENAME, held_nodes
@@ -63,6 +63,18 @@ def mixtures(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:
         why = f"no mixture of INT8 and {rest} passes: one block of {count} in INT8 already fails the gate"
         return FollowUp(notes=(why,))
     return _try(search, base, found)
+
+
+def instead_of_fp16(search: Search, trials: Sequence[Trial]) -> FollowUp:
+    """BF16 where FP16 was tried and did not pass (it ends at 65,504), unless the spec lists precisions."""
+    fp16 = [trial for trial in trials if trial.candidate.precision is Precision.FP16]
+    listed = search.setting.spec.precision is not None
+    if listed or not fp16 or any(map(selectable, fp16)) or Precision.BF16 not in search.engine.precisions():
+        return FollowUp()
+    search.setting.events(Event("build", "note", "fp16 did not pass: bf16 is tried", search.setting.name))
+    candidates = of_precision(search.engine, search.graph, Precision.BF16)
+    tried = run_trials(search, candidates, fallback=False)
+    return FollowUp(tried.trials, left_out=tried.left_out)
 
 
 def second_builds(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:

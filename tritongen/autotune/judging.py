@@ -21,7 +21,7 @@ NEAR_BEST = 0.05
 """Throughputs nearer than this to the best count as equal: the larger batch is then taken, since a server
 has a cost per call that the bare engine does not show."""
 
-_EXACTNESS = {Precision.FP32: 0, Precision.FP16: 1, Precision.INT8: 2}
+_EXACTNESS = {precision: rank for rank, precision in enumerate(Precision)}
 
 
 @dataclass(frozen=True)

@@ -116,14 +116,14 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
     if not isinstance(recipe, Int8Recipe):
         from tritongen.precision.fp16 import to_half
 
-        events(Event("trial", "progress", "rewriting to FP16"))
+        events(Event("trial", "progress", f"rewriting to {job.candidate.precision}"))
         to_half(graph.path, recipe, out)
         return out
     from tritongen.autotune.calibrate import calibrate
     from tritongen.precision.int8 import quantize, write_ranges
 
     if job.spec.data.calibration is None:
-        raise BuildError("INT8 needs calibration data", fix="add --calibration-data")
+        raise BuildError(f"{job.candidate.precision} needs calibration data", fix="add --calibration-data")
     calibration = calibrate(
         graph.path,
         recipe,

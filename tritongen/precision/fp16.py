@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from tritongen.errors import BuildError, ModelError
+from tritongen.precision.bf16 import float_weights, half_to_brain
 from tritongen.precision.prepare import load, prepare, save
 from tritongen.precision.recipe import Fp16Recipe
 
@@ -23,6 +24,7 @@ LARGEST = 65504.0
 """The largest finite FP16 number; the converter clamps weights beyond it, so they are refused here."""
 
 _QDQ_OPSET = 19
+_HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class HalfSummary:
     """What `to_half` did."""
 
     half_weights: int
-    """Weights that are FP16 now."""
+    """Weights that are FP16 (BF16) now."""
     casts: int
     """Cast nodes in the result: at inputs and outputs, and around what stays in FP32."""
     kept_fp32: dict[str, int]
@@ -38,14 +40,16 @@ class HalfSummary:
 
 
 def to_half(model: Path, recipe: Fp16Recipe, out: Path) -> HalfSummary:
-    """Write `model` in FP16 to `out`; ModelError for weights beyond FP16, BuildError if it fails."""
+    """Write `model` in FP16 (or BF16) to `out`; ModelError for weights beyond it, BuildError if it fails."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     out.parent.mkdir(parents=True, exist_ok=True)
     blocked = [*DEFAULT_OP_BLOCK_LIST, *recipe.keep_fp32]
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         proto = load(_ready(model, Path(folder)))
-    _refuse_large_weights(proto)
+    originals = float_weights(proto) if recipe.brain else {}
+    if not recipe.brain:
+        _refuse_large_weights(proto)
     try:
         half = convert_float_to_float16(
             proto, keep_io_types=recipe.keep_io, op_block_list=blocked, max_finite_val=LARGEST
@@ -55,10 +59,12 @@ def to_half(model: Path, recipe: Fp16Recipe, out: Path) -> HalfSummary:
             f"{model.name} cannot be converted to FP16", found=" ".join(str(error).split())
         ) from error
     _sort(half.graph)
+    if recipe.brain:
+        half_to_brain(half, originals)
     save(half, out)
     kinds = Counter(node.op_type for node in half.graph.node)
     return HalfSummary(
-        half_weights=sum(w.data_type == onnx.TensorProto.FLOAT16 for w in half.graph.initializer),
+        half_weights=sum(w.data_type in _HALVES for w in half.graph.initializer),
         casts=kinds["Cast"],
         kept_fp32={op: kinds[op] for op in blocked if kinds[op]},
     )

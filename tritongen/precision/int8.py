@@ -17,6 +17,7 @@ import onnx
 from tritongen.errors import BuildError, ModelError
 from tritongen.files import write_text
 from tritongen.precision.calibration import Range
+from tritongen.precision.fp8 import int8_to_float8
 from tritongen.precision.prepare import is_prepared, load, opset_of, prepare, save
 from tritongen.precision.recipe import Int8Recipe
 
@@ -85,6 +86,8 @@ def quantize(
         quantized = _emit(proto, placement, ranges, recipe)
     for key in ("onnx.infer", "tritongen.prepared"):
         _drop_property(quantized, key)
+    if recipe.float8:
+        int8_to_float8(quantized)
     save(quantized, out)
     _check_opens(out)
     kinds = Counter(node.op_type for node in quantized.graph.node)

@@ -32,6 +32,8 @@ class Int8Recipe:
     """An Add's input that a weighted operator computes stays in floating point: its kernel takes the sum."""
     half: bool = False
     """What is not quantized becomes FP16 afterwards, for engines that take precisions from the graph."""
+    float8: bool = False
+    """FP8 (E4M3) in place of INT8, in the same places; needs opset 19."""
     implicit: bool = False
     """No Q/DQ nodes: the graph stays as it is, and the engine is given a range for every tensor."""
     methods: tuple[str, ...] = ("minmax", "percentile", "entropy", "mse")
@@ -46,11 +48,13 @@ class Int8Recipe:
 
 @dataclass(frozen=True)
 class Fp16Recipe:
-    """How to rewrite a graph to FP16; supplied by the engine."""
+    """How to rewrite a graph to FP16 or BF16; supplied by the engine."""
 
     name: str
     keep_fp32: tuple[str, ...] = ()
     """Operator types that stay in FP32."""
+    brain: bool = False
+    """BF16 in place of FP16."""
     keep_io: bool = True
     """Inputs and outputs stay FP32, so that clients see the same model."""
 

@@ -46,11 +46,13 @@ if TYPE_CHECKING:
     from tritongen.shapes import ResolvedInput
 
 FILENAME = "model.plan"
+_BF16_FROM, _FP8_FROM = (8, 0), (8, 9)
+"""The first compute capabilities with such tensor cores."""
 
 
 @dataclass(frozen=True)
 class TensorRTEngine:
-    """FP32 (TF32), FP16 and INT8 plans; satisfies `tritongen.engines.Engine`."""
+    """FP32 (TF32), FP16, BF16, INT8 and FP8 plans; satisfies `tritongen.engines.Engine`."""
 
     name = "tensorrt"
 
@@ -111,8 +113,9 @@ class TensorRTEngine:
         return cuda.device_names()
 
     def precisions(self) -> Sequence[Precision]:
-        """FP32 (with TF32), FP16 and INT8."""
-        return (Precision.FP32, Precision.FP16, Precision.INT8)
+        """FP32 (with TF32), FP16, INT8; BF16 and FP8 where version and GPU have them."""
+        capability = tuple(map(int, cuda.device_name()[1].split(".")))
+        return precisions_of(api.features(api.load()), capability)
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
         """INT8: Q/DQ placements, and implicit ranges where the version has them; FP16: flag or rewrite."""
@@ -142,7 +145,8 @@ class TensorRTEngine:
         started = time.perf_counter()
         trt = api.load()
         cuda.use_device(0)
-        strongly_typed = not api.features(trt).weakly_typed
+        # FP8 comes only through Q/DQ nodes of strongly typed networks, on 10 too.
+        strongly_typed = not api.features(trt).weakly_typed or candidate.precision is Precision.FP8
         settings = replace(settings_of(candidate, model), strongly_typed=strongly_typed)
         cache = None if FRESH in candidate.options else self.timing_cache()
         plan = build_plan(trt, model, settings, timing_cache=cache, events=events)
@@ -230,6 +234,15 @@ class TensorRTEngine:
                 for b in plan.bindings
             ],
         }
+
+
+def precisions_of(has: api.Features, capability: tuple[int, ...]) -> tuple[Precision, ...]:
+    """What such a TensorRT has on a GPU of that compute capability."""
+    there = {
+        Precision.BF16: has.bf16 and capability >= _BF16_FROM,
+        Precision.FP8: has.fp8 and capability >= _FP8_FROM,
+    }
+    return tuple(precision for precision in Precision if there.get(precision, True))
 
 
 def _parameters(artifact: Artifact) -> dict[str, str]:

@@ -31,6 +31,7 @@ class Features:
     """INT8 from ranges or a calibrator, without Q/DQ nodes (8.6, 10)."""
     bf16: bool
     fp8: bool
+    """FP8 Q/DQ nodes, in strongly typed networks alone (8.6 has the flag, and no parser for them)."""
     build_routes: bool
     """`config.build_route`: the supported search over the compiler's choices (11.1)."""
     editable_timing_cache: bool
@@ -58,7 +59,7 @@ def features(trt: Any) -> Features:
         explicit_batch_flag=hasattr(creation, "EXPLICIT_BATCH"),
         implicit_int8=hasattr(flags, "INT8") and hasattr(trt, "IInt8EntropyCalibrator2"),
         bf16=hasattr(flags, "BF16") or not hasattr(flags, "FP16"),
-        fp8=hasattr(flags, "FP8") or not hasattr(flags, "FP16"),
+        fp8=hasattr(creation, "STRONGLY_TYPED") and hasattr(getattr(trt, "DataType", None), "FP8"),
         build_routes=hasattr(trt.IBuilderConfig, "build_route"),
         editable_timing_cache=hasattr(flags, "EDITABLE_TIMING_CACHE"),
         progress_monitor=hasattr(trt, "IProgressMonitor"),
@@ -133,7 +134,9 @@ def set_precision(trt: Any, config: Any, precision: Precision, *, tf32: bool, st
     (config.set_flag if tf32 else config.clear_flag)(flags.TF32)
     if strongly_typed:
         return
-    if precision is not Precision.FP32:
+    if precision is Precision.BF16:
+        config.set_flag(flags.BF16)
+    elif precision is not Precision.FP32:
         config.set_flag(flags.FP16)
     if precision is Precision.INT8:
         config.set_flag(flags.INT8)

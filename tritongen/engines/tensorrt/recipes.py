@@ -43,10 +43,22 @@ def half_recipe() -> Fp16Recipe:
     return Fp16Recipe(name="half")
 
 
+def float8_recipe() -> Int8Recipe:
+    """FP8 where INT8 would be, one scale per tensor, FP16 for the rest; its grid needs no clipping."""
+    (int8,) = int8_recipes()
+    return replace(
+        int8, name="f8", float8=True, half=True, min_opset=19, per_channel=False, methods=("minmax",)
+    )
+
+
 def recipes_for(precision: Precision, has: Features) -> Sequence[Recipe]:
     """How a graph is rewritten for a precision on such a TensorRT; empty: builder flags do it."""
     if precision is Precision.FP16:
         return () if has.weakly_typed else (half_recipe(),)
+    if precision is Precision.BF16:
+        return () if has.weakly_typed else (replace(half_recipe(), name="brain", brain=True),)
+    if precision is Precision.FP8:
+        return (float8_recipe(),) if has.fp8 else ()
     if precision is not Precision.INT8:
         return ()
     if not has.weakly_typed:
