@@ -16,6 +16,7 @@ import json
 import mmap
 import os
 import platform
+import signal
 import statistics
 import struct
 import subprocess
@@ -371,17 +372,32 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def memory(requests: int) -> None:
-    """Print what a worker's memory, without files, grows by from a tenth of the requests to all of them."""
+def memory(requests: int) -> dict[str, int]:
+    """What the processes hold in memory, files aside: a worker after a tenth of the requests and after all
+    of them; their parent while they run and, at its most, while it judges them.
+    """
     with tempfile.TemporaryDirectory() as name, null_server(Path(name)) as (target, _view):
         first = target.count()
         with Tool("tritongen").running(target, "grpc", {"concurrency": 32}, requests / 5_000) as process:
-            sizes = []
+            workers = []
             for wanted in (requests // 10, requests):
-                while target.count() < first + wanted:
+                while target.count() < first + wanted and process.poll() is None:
                     time.sleep(0.05)
-                sizes.append(max(map(anonymous_kb, descendants(process.pid)[1:])))
-    print(f"worker memory: {sizes[0]} KB after {requests // 10} requests, {sizes[1]} KB after {requests}")
+                workers.append(max(map(anonymous_kb, descendants(process.pid)[1:])))
+            running_kb = most_kb = anonymous_kb(process.pid)
+            sent = target.count() - first
+            process.send_signal(signal.SIGINT)
+            while process.poll() is None:
+                with contextlib.suppress(OSError, StopIteration):  # it ends meanwhile
+                    most_kb = max(most_kb, anonymous_kb(process.pid))
+                time.sleep(0.005)
+    return {
+        "requests": sent,
+        "worker_early_kb": workers[0],
+        "worker_kb": workers[1],
+        "parent_kb": running_kb,
+        "parent_most_kb": most_kb,
+    }
 
 
 def main() -> None:
@@ -392,17 +408,19 @@ def main() -> None:
     parser.add_argument("--window", type=float, default=1.0, metavar="S")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only write the page from the results")
-    parser.add_argument("--memory", type=int, metavar="N", help="only: memory over so many requests")
+    parser.add_argument("--memory", type=int, metavar="N", help="only: what so many requests take")
     options = parser.parse_args()
-    if options.memory:
-        memory(options.memory)
+    known = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if options.table:
+        write_table(known)
         return
-    if not options.table:
-        results = measure(options)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    if options.memory:
+        found = {**known, "memory": memory(options.memory)}
+        print(found["memory"])
     else:
-        write_table(json.loads(options.out.read_text()))
+        found = {**known, **measure(options)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
