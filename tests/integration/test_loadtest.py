@@ -197,9 +197,9 @@ def test_too_few_requests_are_invalid_and_never_a_pass() -> None:
 def test_a_sender_that_cannot_keep_up_is_invalid() -> None:
     with NullServer() as server:
         report = load(server.http_url, "p99<=20ms", rate=60_000, workers=1)
-    # Sharing its cores with the server, a busy machine may not get one answer in time: that is an ERROR.
-    assert report.outcome in (LoadOutcome.INVALID, LoadOutcome.ERROR)
-    assert report.outcome is LoadOutcome.ERROR or "client-limited" in report.reasons[0]
+    # Also where, sharing its cores with the server, it does not get one answer in time.
+    assert report.outcome is LoadOutcome.INVALID
+    assert "client-limited" in report.reasons[0]
 
 
 def test_events_tell_the_progress() -> None:

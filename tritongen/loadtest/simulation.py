@@ -129,7 +129,7 @@ def swings_below(length: float, cycle: float) -> Process:
 
     def draw(random: np.random.Generator, runs: int, requests: int) -> Values:
         slow = _phases(random, runs, requests, 3000, 3000)
-        values = 0.1 * (0.5 + random.random((runs, requests))) * np.where(slow, 1.2, 1.0)
+        values: Values = 0.1 * (0.5 + random.random((runs, requests))) * np.where(slow, 1.2, 1.0)
         stalled = _phases(random, runs, requests, length, cycle - length)
         values[stalled] = 1 + random.standard_exponential(int(stalled.sum()))
         return values

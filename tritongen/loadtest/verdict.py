@@ -59,9 +59,9 @@ TRUTH_TABLE: tuple[tuple[Finding, LoadOutcome], ...] = (
 """From top to bottom: the first finding that is there decides; if none is, it is a PASS."""
 
 _WITHOUT_OBJECTIVES = (Finding.SERVER_GONE, Finding.CLIENT_LIMITED, Finding.UNANSWERED, Finding.STOPPED)
+"""All that can go wrong where nothing is to be judged; the other findings are notes then."""
 _ALONE = (Finding.OUT_OF_REACH, Finding.CLIENT_LIMITED)
 """What a late sender leaves to say; other findings may be its own doing."""
-"""All that can go wrong where nothing is to be judged; the other findings are notes then."""
 
 EXIT_CODES = {
     LoadOutcome.PASS: ExitCode.OK,
