@@ -1,7 +1,7 @@
 """tritongen's load generator beside perf_analyzer: throughput, CPU per request, and errors of the send times.
 
-`python bench/load_generator.py` measures (about 7 minutes) and writes bench/results/load_generator.json;
-`python bench/load_generator.py --table` writes what is there into docs/benchmarks.md.
+`python bench/load_generator.py` measures (8 minutes with --repeats 2), `--memory 1000000` adds what a million
+requests take, `--table` writes what bench/results/load_generator.json then has into docs/benchmarks.md.
 
 Both are judged by one measure, taken at the server and not from their own reports: how many requests the
 server counted in a window, and when they arrived. They take turns; figures are medians over the repeats.
@@ -31,14 +31,12 @@ from typing import Any
 
 import numpy as np
 import perf_analyzer
+from load_generator_page import TOOLS, write_page
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "load_generator.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
-MARKS = "<!-- load generator: begin -->", "<!-- load generator: end -->"
 CONCURRENCIES = (1, 8, 16, 32)
 RATES = (1_000, 5_000, 10_000)
-TOOLS = ("tritongen", "perf_analyzer")
 PROTOCOLS = ("http", "grpc")
 SETTLE_S = 0.5
 SPARE_S = 1.0
@@ -279,70 +277,6 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['target']} {row['protocol']} {row.get('concurrency') or row.get('rate')}: {figures}"
 
 
-def ratio(row: dict[str, Any], key: str = "requests_per_s") -> float:
-    ours, theirs = (row.get(tool, {}).get(key, 0.0) for tool in TOOLS)
-    return ours / theirs if theirs else float("inf")
-
-
-def table(results: dict[str, Any]) -> str:
-    """The results as a section of docs/benchmarks.md."""
-    closed = [
-        f"| {row['target']} | {row['protocol']} | {row['concurrency']} "
-        f"| {row['tritongen']['requests_per_s']:,.0f} | {row['perf_analyzer']['requests_per_s']:,.0f} "
-        f"| **{ratio(row):.2f}** " + "".join(f"| {row[tool]['client_cpu_us']:.0f} " for tool in TOOLS) + "|"
-        for row in results["closed"]
-        if all(tool in row for tool in TOOLS)
-    ]
-    opened = [
-        f"| {row['protocol']} | {row['rate']:,} "
-        + "".join(
-            f"| {row[tool]['within_1_ms']:.1%} | {row[tool]['p50_ms']:.3f} | {row[tool]['p99_ms']:.2f} "
-            for tool in TOOLS
-        )
-        + "|"
-        for row in results["open"]
-        if all(tool in row for tool in TOOLS)
-    ]
-    loads = [
-        row[tool]["load_average"]
-        for row in results["closed"] + results["open"]
-        for tool in TOOLS
-        if tool in row
-    ]
-    return f"""{MARKS[0]}
-## Load generator
-
-`python bench/load_generator.py && python bench/load_generator.py --table` repeats it (8 minutes). Taken on
-{results["date"]} with {results["cores"]} cores ({results["cpu"]}), which the servers share; perf_analyzer
-2.49, synchronous, as by default; load average {min(loads):.1f} to {max(loads):.1f}. Requests are counted and
-timed by the server, for both alike; both take turns; medians of {results["repeats"]} runs.
-
-**Closed loop**, requests per second, 16 × FP32 each:
-
-| server | protocol | in flight | tritongen | perf_analyzer | ratio | its CPU, µs/request | perf_analyzer's |
-|---|---|---:|---:|---:|---:|---:|---:|
-{chr(10).join(closed)}
-
-The *null server* (`bench/null_server.py`) answers from a table, in one process. *Triton, cached* answers from
-its response cache, so that its own front ends and core are the limit; *Triton, Python model* is limited by
-the process of its Python backend, whoever sends.
-
-**Open loop** at an even rate against the null server: distance of the arrivals from the schedule.
-
-| protocol | requests/s | tritongen: in 1 ms | median, ms | P99 | perf_analyzer: in 1 ms | median, ms | P99 |
-|---|---:|---:|---:|---:|---:|---:|---:|
-{chr(10).join(opened)}
-{MARKS[1]}"""
-
-
-def write_table(results: dict[str, Any]) -> None:
-    """Put the section into the page, in place of what it was."""
-    text = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
-    before, found, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2] if found else ""
-    PAGE.write_text(f"{before.rstrip()}\n\n{table(results)}\n{after.lstrip()}")
-
-
 def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (each.partition(":")[2].strip() for each in lines if each.startswith("model name"))
@@ -364,7 +298,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         with null_server(folder) as (target, view):
             results["closed"] += closed_loops(target, repeats, window_s)
-            results["open"] += open_loops(target, view, max(1, repeats - 1), window_s)
+            results["open"] += open_loops(target, view, repeats, window_s)
         with triton(folder, "Triton, cached", cached=True) as target:
             results["closed"] += closed_loops(target, repeats, window_s)
         with triton(folder, "Triton, Python model", cached=False) as target:
@@ -412,7 +346,7 @@ def main() -> None:
     options = parser.parse_args()
     known = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.table:
-        write_table(known)
+        write_page(known)
         return
     if options.memory:
         found = {**known, "memory": memory(options.memory)}
