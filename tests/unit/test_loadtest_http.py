@@ -26,8 +26,13 @@ REFUSED = b'HTTP/1.1 429 Busy\r\nContent-Length: 15\r\n\r\n{"error": "no"}'
 EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
-def exchange(pieces: list[bytes], *, close: bool, requests: int = 1) -> list[tuple[int, str]]:
-    """Send `requests` requests one after another to a server that answers each in these pieces."""
+def exchange(
+    pieces: list[bytes], *, close: bool, requests: int = 1, in_turn: bool = False
+) -> list[tuple[int, str]]:
+    """Send `requests` requests one after another to a server that answers each in these pieces.
+
+    With `in_turn`, every piece is a whole answer, one for each request.
+    """
     ends: list[tuple[int, str]] = []
 
     served: list[asyncio.Task[Any] | None] = []
@@ -42,7 +47,7 @@ def exchange(pieces: list[bytes], *, close: bool, requests: int = 1) -> list[tup
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1000):
-            for piece in pieces:
+            for piece in [pieces[len(ends)]] if in_turn else pieces:
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(0)
@@ -84,6 +89,17 @@ def test_responses_in_pieces(places: list[int], response: bytes) -> None:
     status = 429 if response is REFUSED else samples.OK
     detail = '{"error": "no"}' if response is REFUSED else ""
     assert exchange(cut(response, places), close=False, requests=2) == [(status, detail)] * 2
+
+
+def test_an_answer_like_the_last_one_is_still_looked_at() -> None:
+    """Of a whole answer only the beginning is compared with the last good one, and its length."""
+    longer = PLAIN.replace(b"Content", b"X-Other: 1\r\nContent")
+    strange = PLAIN.replace(b'{"out', b'<"out')
+    twice = PLAIN + PLAIN
+    answers = [PLAIN, PLAIN, REFUSED, PLAIN, longer, PLAIN, strange, PLAIN, twice]
+    found = [status for status, _ in exchange(answers, close=False, requests=len(answers), in_turn=True)]
+    good, bad = samples.OK, samples.GARBAGE
+    assert found == [good, good, 429, good, good, good, bad, good, bad]
 
 
 def test_a_body_that_ends_with_the_connection() -> None:
