@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from tritongen.cli import load_options, options
+from tritongen.cli.composed import compose_flags, composed
 
 if TYPE_CHECKING:
     from tritongen.loadtest.settings import Settings
@@ -55,6 +56,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
       tritongen loadtest digits --p99-ms 20 --find-max
       tritongen loadtest digits --concurrency 8 --url grpc://127.0.0.1:8001
       tritongen loadtest digits --rate 100@50s,1000@10s --slo 'p99<=50ms' --duration 5m
+      tritongen loadtest digits --rate 200 --compose         # for CI: docker compose up, test, down
       tritongen loadtest bert --rate 50 --shape 'input_ids=128' --range 'input_ids=0..30521'
 
     \b
@@ -100,6 +102,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
     help="Requests beyond it fail unsent.",
 )
 @load_options.transport_flags
+@compose_flags
 @click.option("--workers", type=int, metavar="N", help="Sending processes.  [default: by rate and cores]")
 @click.option("--metrics-url", metavar="URL", help="Triton's metrics.  [default: as `serve` says]")
 @click.option("--find-max", is_flag=True, help="Search the highest rate that keeps the objectives.")
@@ -123,29 +126,52 @@ def command(
     prometheus: Path | None,
     svg: Path | None,
     find_max: bool,
+    compose: bool,
+    compose_files: tuple[str, ...],
+    compose_timeout: float,
     **flags: Any,
 ) -> int:
+    _check_outputs(
+        find_max=find_max, both=(json_file,), only_search=(svg,), only_test=(samples, junit, prometheus)
+    )
+    with composed(
+        flags, compose=compose, compose_files=compose_files, compose_timeout=compose_timeout
+    ) as complete:
+        if find_max:
+            return _search(complete, json_file, svg)
+        return _test(complete, json_file, samples, junit, prometheus)
+
+
+def _search(flags: dict[str, Any], json_file: Path | None, svg: Path | None) -> int:
     from tritongen.autotune.machine import current_machine
+    from tritongen.loadtest.peak import find_max
     from tritongen.loadtest.verdict import EXIT_CODES
     from tritongen.report.console import console
     from tritongen.report.terminal import progress
 
-    _check_outputs(
-        find_max=find_max, both=(json_file,), only_search=(svg,), only_test=(samples, junit, prometheus)
-    )
-    settings, repository = _settings(find_max=find_max, **flags)
+    settings, _ = _settings(find_max=True, **flags)
     with progress(console(stderr=True)) as events:
-        if find_max:
-            from tritongen.loadtest.peak import find_max as search
+        peak = find_max(settings, events=events, machine=current_machine())
+    _show_peak(peak, json_file, svg)
+    return EXIT_CODES[peak.outcome]
 
-            peak = search(settings, events=events, machine=current_machine())
-        else:
-            from tritongen.loadtest.run import run_load_test
 
-            report = run_load_test(settings, events=events, machine=current_machine(), samples_file=samples)
-    if find_max:
-        _show_peak(peak, json_file, svg)
-        return EXIT_CODES[peak.outcome]
+def _test(
+    flags: dict[str, Any],
+    json_file: Path | None,
+    samples: Path | None,
+    junit: Path | None,
+    prometheus: Path | None,
+) -> int:
+    from tritongen.autotune.machine import current_machine
+    from tritongen.loadtest.run import run_load_test
+    from tritongen.loadtest.verdict import EXIT_CODES
+    from tritongen.report.console import console
+    from tritongen.report.terminal import progress
+
+    settings, repository = _settings(find_max=False, **flags)
+    with progress(console(stderr=True)) as events:
+        report = run_load_test(settings, events=events, machine=current_machine(), samples_file=samples)
     _write_exports(report, junit, prometheus)
     recorded = None
     if repository is not None:

@@ -1,0 +1,139 @@
+"""A server of Compose for as long as something is done with it: started, awaited, and taken down again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritongen.errors import InputError, ServerError, TritongenError
+from tritongen.serving.container.compose import ENV_FILE
+from tritongen.serving.container.engine import Container, Engine, Project, find_compose, find_engine
+from tritongen.serving.control import connect
+from tritongen.serving.diagnosis import model_failures
+
+SERVICE = "triton"
+HTTP, GRPC, METRICS = 8000, 8001, 8002
+"""In the container."""
+_POLL_S = 0.25
+_UP_TIMEOUT_S = 1800.0
+"""An image may have to be pulled or built."""
+_LOG_LINES = "60"
+_MOST_RESTARTS = 2
+_COMPOSE_FILES = ("docker-compose.yml", "docker-compose.yaml", "compose.yml", "compose.yaml")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where this machine reaches the server's ports."""
+
+    http_url: str
+    grpc_url: str | None
+    metrics_url: str | None
+
+
+class NotServingError(ServerError):
+    """The container did not get ready."""
+
+    def __init__(self, message: str, *, log: str, found: str | None, fix: str | None) -> None:
+        super().__init__(message, found=found, fix=fix)
+        self.log = log
+        """The last lines of the container's log."""
+
+
+def compose_project(files: tuple[str, ...], folder: Path) -> Project:
+    """The project of these Compose files (none: the folder's own); InputError if there are none.
+
+    RequirementError if this machine has no Compose.
+    """
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing or not (files or any((folder / name).is_file() for name in _COMPOSE_FILES)):
+        raise InputError(
+            f"there is no Compose file {missing[0] if missing else _COMPOSE_FILES[0]}",
+            found=f"nothing of that name in {folder}",
+            fix="`tritongen compose init` writes one, or name another with --compose-file",
+        )
+    env_file = ENV_FILE if (folder / ENV_FILE).is_file() else None
+    return Project(find_compose(), folder, files, env_file=env_file)
+
+
+@contextmanager
+def serving(project: Project, ready_timeout_s: float) -> Iterator[tuple[Address, bool]]:
+    """The project's server, ready; and whether it was started for this, and so is taken down at the end.
+
+    What ran before stays. NotServingError, with the log, if it is not ready in time or ends by itself.
+    """
+    engine = find_engine()
+    before = _running(project, engine)
+    if before is not None:
+        yield _await(project, engine, ready_timeout_s), False
+        return
+    others = _any_running(project)
+    try:
+        project.call("up", "--detach", SERVICE, timeout_s=_UP_TIMEOUT_S)
+        yield _await(project, engine, ready_timeout_s), True
+    finally:
+        _take_down(project, others=others)
+
+
+def _running(project: Project, engine: Engine) -> Container | None:
+    container = project.container(engine, SERVICE)
+    return container if container is not None and container.state in ("running", "restarting") else None
+
+
+def _any_running(project: Project) -> bool:
+    return bool(project.call("ps", "--quiet", check=False).stdout.split())
+
+
+def _take_down(project: Project, *, others: bool) -> None:
+    """The whole project, or only the server where other services of it ran before."""
+    if others:
+        project.call("rm", "--stop", "--force", SERVICE)
+    else:
+        project.call("down")
+
+
+def _await(project: Project, engine: Engine, timeout_s: float) -> Address:
+    """Where the server answers, once it is ready."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        container = project.container(engine, SERVICE)
+        if container is None:
+            raise _not_serving(project, "is gone")
+        if container.restart_count > _MOST_RESTARTS or container.state in ("exited", "dead"):
+            cause = "memory ran out" if container.out_of_memory else f"exit code {container.exit_code}"
+            raise _not_serving(project, f"ended by itself ({cause})")
+        if container.state == "running" and HTTP in container.ports:
+            address = _address(container)
+            if connect(address.http_url, timeout_s=5.0).is_ready():
+                return address
+        if time.monotonic() > deadline:
+            raise _not_serving(project, f"was not ready after {timeout_s:g} s ({container.state})")
+        time.sleep(_POLL_S)
+
+
+def _address(container: Container) -> Address:
+    def at(port: int) -> str | None:
+        if port not in container.ports:
+            return None
+        host, published = container.ports[port]
+        return f"{'127.0.0.1' if host in ('', '0.0.0.0', '::') else host}:{published}"  # noqa: S104
+
+    grpc, metrics = at(GRPC), at(METRICS)
+    return Address(f"http://{at(HTTP)}", grpc and f"grpc://{grpc}", metrics and f"http://{metrics}/metrics")
+
+
+def _not_serving(project: Project, what: str) -> NotServingError:
+    try:
+        log = project.call("logs", "--no-color", f"--tail={_LOG_LINES}", SERVICE, check=False).stdout
+    except TritongenError as error:
+        log = str(error)
+    causes = [f"{model}: {cause}" for model, cause in model_failures(log).items()]
+    return NotServingError(
+        f"the container of service '{SERVICE}' {what}",
+        log=log,
+        found="; ".join(causes) or None,
+        fix="see its log above; `tritongen verify --image IMAGE` looks for what is in the way",
+    )
