@@ -46,7 +46,7 @@ def find_server(url: str | None, repository: Path | None) -> Server:
     """The server at `url`, the one that serves `repository`, or the one that is meant where neither is given.
 
     Without an address: the server that `tritongen serve` runs for the repository (or the only one that it
-    runs); else the one of Compose: at the ports of ./triton.env, at Triton's own, or where Docker says.
+    runs); else the one of Compose: at the ports of ./triton.env, where Docker says, or at Triton's own.
     """
     from tritongen.serving.registry import choose_server, running_servers, state_folder
 
@@ -81,10 +81,12 @@ def _given(url: str, wanted: str, repository: Path | None) -> Server:
 
 
 def _composed(repository: Path | None) -> Server:
-    """The first of the usual places where something listens, or what Docker says; else the very first."""
+    """The server at the ports of ./triton.env, where Docker says, or at Triton's own: whichever answers."""
     places = list(_usual(repository))
+    if ENV_FILE.is_file() and _listens(places[0].url):
+        return places[0]
     listening = (each for each in places if _listens(each.url))
-    return next(listening, None) or _published(repository) or places[0]
+    return _published(repository) or next(listening, None) or places[0]
 
 
 def _usual(repository: Path | None) -> Iterator[Server]:

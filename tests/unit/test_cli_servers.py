@@ -1,0 +1,128 @@
+"""Which server a command without an address means."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tritongen.cli.servers import Server, find_server
+from tritongen.serving.registry import SCHEMA, RunningServer, process_identity, record_path
+
+Listen = Callable[[], int]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an empty repository, and no server of `tritongen serve`."""
+    here = tmp_path / "here"
+    (here / "model_repository").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name in ("BIND_ADDRESS", "HTTP_PORT", "GRPC_PORT", "METRICS_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return here
+
+
+@pytest.fixture
+def listen() -> Iterator[Listen]:
+    """`listen()` → a port of this machine on which somebody listens."""
+    sockets: list[socket.socket] = []
+
+    def start() -> int:
+        sockets.append(socket.create_server(("127.0.0.1", 0)))
+        return int(sockets[-1].getsockname()[1])
+
+    yield start
+    for each in sockets:
+        each.close()
+
+
+def write_env(folder: Path, http_port: int, address: str = "127.0.0.1") -> None:
+    lines = ["# ports", f"BIND_ADDRESS={address}", f'HTTP_PORT="{http_port}"', "GRPC_PORT = 9001"]
+    (folder / "triton.env").write_text("\n".join(lines), encoding="utf-8")
+
+
+def serve(folder: Path, repository: Path, port: int) -> None:
+    """A record of `tritongen serve`, whose process is this one."""
+    record = RunningServer(
+        repository=str(repository.resolve()),
+        pid=os.getpid(),
+        process=process_identity(os.getpid()),
+        http_url=f"http://127.0.0.1:{port}",
+        grpc_url=f"grpc://127.0.0.1:{port + 1}",
+        metrics_url=f"http://127.0.0.1:{port + 2}/metrics",
+        log_file=None,
+        background=True,
+    )
+    path = record_path(folder.parent / "state" / "tritongen", repository)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": SCHEMA, **asdict(record)}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
+def test_the_ports_of_triton_env(address: str, folder: Path, listen: Listen) -> None:
+    port = listen()
+    write_env(folder, port, address)
+    assert find_server(None, None) == Server(
+        url=f"http://127.0.0.1:{port}",
+        grpc_url="grpc://127.0.0.1:9001",
+        metrics_url="http://127.0.0.1:8002/metrics",
+        repository=Path("model_repository"),
+        own=False,
+    )
+
+
+def test_what_the_environment_says_wins_as_with_compose(
+    folder: Path, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_env(folder, 1)
+    port = listen()
+    monkeypatch.setenv("HTTP_PORT", str(port))
+    assert find_server(None, None).url == f"http://127.0.0.1:{port}"
+
+
+def test_where_nothing_answers_the_error_names_the_place_that_was_meant(folder: Path) -> None:
+    write_env(folder, 1)
+    found = find_server(None, Path("elsewhere"))
+    if found.url != "http://127.0.0.1:8000":  # somebody may have a server there while this runs
+        assert found.url == "http://127.0.0.1:1"
+    assert found.repository == Path("elsewhere")
+
+
+def test_a_server_of_ones_own_comes_first(folder: Path, listen: Listen) -> None:
+    write_env(folder, listen())
+    own = listen()
+    serve(folder, folder / "model_repository", own)
+    found = find_server(None, None)
+    assert (found.url, found.own) == (f"http://127.0.0.1:{own}", True)
+    assert found.address("grpc") == f"grpc://127.0.0.1:{own + 1}"
+
+
+def test_but_not_one_of_another_repository(folder: Path, listen: Listen) -> None:
+    port = listen()
+    write_env(folder, port)
+    serve(folder, folder.parent / "another", listen())
+    assert find_server(None, None).url == f"http://127.0.0.1:{port}"
+    assert find_server(None, folder.parent / "another").own
+
+
+def test_a_given_address(folder: Path, listen: Listen) -> None:
+    own, port = listen(), listen()
+    serve(folder, folder.parent / "another", own)
+    write_env(folder, port)
+    assert find_server(f"127.0.0.1:{own}", None).own
+    assert find_server(f"http://127.0.0.1:{own}", None).repository == folder.parent / "another"
+    composed = find_server(f"http://127.0.0.1:{port}", None)
+    assert (composed.repository, composed.metrics_url) == (
+        Path("model_repository"),
+        "http://127.0.0.1:8002/metrics",
+    )
+    elsewhere = find_server("http://there:8000", None)
+    assert elsewhere == Server("http://there:8000", None, None, None, own=False)
+    assert elsewhere.address("grpc") == "http://there:8000"
