@@ -235,6 +235,6 @@ def tritongen(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     root = str(Path(__file__).parents[2])
     return subprocess.run(
         [sys.executable, "-m", "tritongen", *arguments],
-        capture_output=True, text=True, check=False, cwd=folder, timeout=550,
+        capture_output=True, encoding="utf-8", check=False, cwd=folder, timeout=550,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
