@@ -21,8 +21,8 @@ from tritongen.errors import InputError, RepositoryError, ServerError, Tritongen
 from tritongen.loadtest.run import run_load_test
 from tritongen.loadtest.settings import Settings
 from tritongen.reload.run import ReloadError, reload_model
-from tritongen.reload.shadow import State, config_json, shadow_name
-from tritongen.repository.kept import kept_states
+from tritongen.reload.shadow import State, config_json
+from tritongen.repository.kept import kept_states, shadow_name
 from tritongen.repository.manifest import read_manifest
 from tritongen.runs.events import Event
 from tritongen.runs.reload import ReloadReport

@@ -23,9 +23,17 @@ from tritongen.autotune.closeness import EQUAL
 from tritongen.errors import InputError, RepositoryError, TritongenError
 from tritongen.reload.answers import compare_answers, known_answers
 from tritongen.reload.settings import changed_fields
-from tritongen.reload.shadow import Shadow, State, remove_shadow, shadow_name
+from tritongen.reload.shadow import Shadow, State, remove_shadow
 from tritongen.repository.contents import entry_of
-from tritongen.repository.kept import Kept, confirm, kept_states, put_in_service, recover_kept, reject
+from tritongen.repository.kept import (
+    Kept,
+    confirm,
+    kept_states,
+    put_in_service,
+    recover_kept,
+    reject,
+    shadow_name,
+)
 from tritongen.repository.manifest import read_manifest
 from tritongen.repository.swap import locked, recover
 from tritongen.runs.events import Event, EventSink, Status, discard

@@ -23,14 +23,12 @@ from tritongen.errors import RepositoryError, ServerError
 from tritongen.files import write_text
 from tritongen.repository.config_text import parse
 from tritongen.repository.existing import CONFIG
+from tritongen.repository.kept import SHADOW_MARK, is_shadow, shadow_name
 from tritongen.repository.manifest import Manifest
 from tritongen.repository.swap import explained, place, staged
 from tritongen.serving.control import RefusedError, ServerControl
 
-SUFFIX = ".reload"
 _LEFT_OUT = (CONFIG, "manifest.json", "reference.npz")
-MARK = "shadow.txt"
-"""In the shadow's folder: tells it from a model that happens to have such a name."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Shadow:
             _link(state, folder, version)
             if at_rest is not state and at_rest.version != version:
                 _link_version(at_rest, folder, at_rest.version)
-            write_text(folder / MARK, f"version {version} of {state.manifest.name} is being checked\n")
+            write_text(folder / SHADOW_MARK, f"version {version} of {state.manifest.name} is being checked\n")
             number = version if at_rest is state else at_rest.version
             write_text(folder / CONFIG, _text(_config(at_rest, self.name, number, plain=True)))
             place(folder, self.repository / self.name)
@@ -119,16 +117,6 @@ class Shadow:
             pass  # the server is gone, or never had it
         finally:
             remove_shadow(self.repository, self.new.manifest.name)
-
-
-def shadow_name(model: str) -> str:
-    """The name under which a new version of `model` is looked at."""
-    return f"{model}{SUFFIX}"
-
-
-def is_shadow(folder: Path) -> bool:
-    """Whether a folder of a repository is one that `reload` made."""
-    return folder.name.endswith(SUFFIX) and (folder / MARK).is_file()
 
 
 def remove_shadow(repository: Path, model: str) -> bool:

@@ -9,6 +9,9 @@ No Triton looks there. Each has a folder of its own:
 Folders change places with the one in the repository by one system call, so that a kill at any moment leaves
 one of the two states whole; which version a folder holds is therefore read from its manifest, never its name.
 Where the repository is a mount point of its own nothing can be kept, as nothing can be renamed out of it.
+
+In the repository itself there may be, for the length of a reload, a shadow: `<model>.reload`, the new version
+under another name.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from tritongen.repository.manifest import FILENAME, Manifest, read_manifest
 from tritongen.repository.swap import explained, place, staging_folder
 
 STATE, ASIDE = "new", "old"
+SHADOW_MARK = "shadow.txt"
+"""In a shadow's folder: tells it from a model that happens to have such a name."""
+_SHADOW_SUFFIX = ".reload"
 _CANDIDATE, _REJECTED = "candidate", "rejected"
 _MOST = 2
 """Replaced states per model: the first since a reload (a server may run it still), and the last."""
@@ -53,6 +59,16 @@ class Kept:
     def is_candidate(self) -> bool:
         """Whether a reload set it aside and was stopped before it decided."""
         return _read(self.slot / _CANDIDATE) == _identity(self.folder)
+
+
+def shadow_name(model: str) -> str:
+    """The name under which `reload` looks at a new version of `model`."""
+    return f"{model}{_SHADOW_SUFFIX}"
+
+
+def is_shadow(folder: Path) -> bool:
+    """Whether a folder of a repository is one that `reload` made."""
+    return folder.name.endswith(_SHADOW_SUFFIX) and (folder / SHADOW_MARK).is_file()
 
 
 def kept_root(repository: Path) -> Path | None:
