@@ -24,6 +24,8 @@ from tritongen.reload.run import ReloadError, reload_model
 from tritongen.reload.shadow import State, config_json
 from tritongen.repository.kept import kept_states, shadow_name
 from tritongen.repository.manifest import read_manifest
+from tritongen.repository.targets import embedded
+from tritongen.repository.verify import Place, verify_repository
 from tritongen.runs.events import Event
 from tritongen.runs.reload import ReloadReport
 from tritongen.serving.control import RefusedError, ServerControl, connect
@@ -280,15 +282,23 @@ def count(event, arguments):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
+def tell(event):
+    if event.status == "progress" and left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
 control = connect(sys.argv[2])
-sys.addaudithook(count)
-reload_model(control, Path(sys.argv[1]), "tiny")
+if left:
+    sys.addaudithook(count)
+reload_model(control, Path(sys.argv[1]), "tiny", events=tell)
 print(int(sys.argv[3]) - left)
 """
 
 
 def kill_at(step: int, served: Served) -> subprocess.CompletedProcess[str]:
-    """Reload in a process that is killed before its n-th change of the disk, or call to the server."""
+    """Reload in a process that is killed before its n-th change of the disk, or call to the server.
+
+    0: while the new version is loaded under another name.
+    """
     return subprocess.run(
         [sys.executable, "-c", KILLED, served.repository, served.server.http_url, str(step)],
         capture_output=True,
@@ -312,6 +322,22 @@ def test_killed_anywhere_it_leaves_whole_states_and_the_next_one_goes_on(start: 
         assert served.versions()[NAME] in ([before], [after])
         served.reload()
         served.assert_serves(after)
+
+
+def test_killed_with_its_server_a_restart_brings_what_served(start: Start) -> None:
+    served = start()
+    write_version(served.base, 2)
+    assert kill_at(0, served).returncode == -9
+    served.server.stop()
+    shadow = served.repository / shadow_name(NAME)
+    (finding,) = verify_repository(served.repository, (), Place(embedded()))
+    assert (finding.check, str(shadow) in finding.message) == ("interrupted", True)
+    with EmbeddedServer(served.repository, load=["*"]) as server:
+        again = Served(served.base, server)
+        # The shadow is one more name for what served before.
+        assert again.versions() == {NAME: [1], shadow_name(NAME): [1]}
+        assert again.reload().version == 2
+        again.assert_serves(2)
 
 
 def test_no_request_is_lost_over_five_reloads_under_load(start: Start) -> None:
