@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from tritongen.serving.container.identification import Identified
     from tritongen.serving.container.service import Service
 
-ENV_FILE = "triton.env"
-COMPOSE_FILE = "docker-compose.yml"
-CPU_COMPOSE_FILE = "docker-compose.cpu.yml"
-
 
 @dataclass(frozen=True)
 class Serving:
@@ -52,6 +48,7 @@ def launch_findings(serving: Serving, repository: Path, names: Sequence[str]) ->
 def _service(serving: Serving) -> tuple[Service, list[Finding]]:
     """How the compose files (given, or lying here) start the container; Docker's defaults without any."""
     from tritongen.errors import TritongenError
+    from tritongen.serving.container.compose import ENV_FILE
     from tritongen.serving.container.engine import Project
     from tritongen.serving.container.launch import unknown
     from tritongen.serving.container.service import docker_defaults, service_of
@@ -72,7 +69,9 @@ def _service(serving: Serving) -> tuple[Service, list[Finding]]:
 
 
 def _files_here(*, own: bool) -> tuple[Path, ...]:
-    path = Path(CPU_COMPOSE_FILE if own else COMPOSE_FILE)
+    from tritongen.serving.container.compose import CPU_FILE, GPU_FILE
+
+    path = Path(CPU_FILE if own else GPU_FILE)
     return (path,) if path.is_file() else ()
 
 

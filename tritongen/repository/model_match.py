@@ -10,7 +10,7 @@ from tritongen.errors import ModelError
 from tritongen.repository.findings import Finding
 from tritongen.repository.onnx_versions import onnx_versions
 from tritongen.repository.served_tensors import onnx_served_tensors
-from tritongen.repository.targets import EMBEDDED, embedded
+from tritongen.repository.targets import EMBEDDED, embedded, is_known
 
 if TYPE_CHECKING:
     from tritongen.repository.targets import Target
@@ -58,6 +58,8 @@ def _target(name: str, label: str, ir_version: int, opset: int, target: Target) 
     reason = target.why_unreadable(ir_version, opset)
     if reason is not None:
         fix = f"build it for that image: `tritongen build --target {target.name}`, or choose a newer image"
+        if not is_known(target.name):
+            fix = "export it with an older opset, or use an image with a newer ONNX Runtime"
         if target.name == EMBEDDED:
             fix = "pip install --upgrade onnxruntime, or build it again here"
         yield Finding(name, "target", f"{label}: {reason}", _REFUSED, fix)

@@ -142,6 +142,15 @@ def same_release(one: str, other: str) -> bool:
     return all(a == b for a, b in zip(one.split("."), other.split("."), strict=False))
 
 
+def is_known(image: str) -> bool:
+    """Whether the table has an image, by any of its names."""
+    try:
+        find_target(image)
+    except SpecError:
+        return False
+    return True
+
+
 def known_tags() -> tuple[str, ...]:
     """Every image tag of the table ("23.04" …), oldest first."""
     return tuple(sorted(_table()["images"]))
