@@ -100,7 +100,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("calibration", 1), ("validation", 2)):
         np.savez(folder / f"{name}.npz", x=sample(64, seed))
     (folder / "tritongen.yaml").write_text(SPEC)
-    passed(folder, "build", "--effort", "quick", "--build-budget", "4")
+    passed(folder, "build", "--effort", "quick", "--build-budget", "2")
     return folder
 
 

@@ -77,7 +77,12 @@ def test_what_the_spec_may_say_of_the_builder(
     engine: TensorRTEngine, model: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     api.require(api.load(), options)
-    artifact = built(engine, model, tmp_path, Precision.FP16, **options)
+    try:
+        artifact = built(engine, model, tmp_path, Precision.FP16, **options)
+    except BuildError as error:
+        if "libnvinfer_lean" in (error.found or ""):
+            pytest.skip("a version-compatible plan holds the lean runtime, which is a package of its own")
+        raise
     assert artifact.details.get("version_compatible", False) == options.get("version_compatible", False)
     assert relative_error(model, tmp_path, artifact, engine) < 5e-3
 
