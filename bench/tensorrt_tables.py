@@ -36,7 +36,7 @@ def smoke() -> str:
 
 
 def resnet() -> str:
-    points = read("tensorrt_latency.json")["results"][0]["points"]
+    points = read("tensorrt_latency_resnet50.json")["results"][0]["points"]
     eager = {(r["precision"], r["batch"]): r["median_ms"] for r in read("torch_eager.json")["eager"]
              if r["model"] == "resnet50"}  # fmt: skip
     ours = {(p["cuda_graph"], p["transfers"], p["batch"]): p["median_ms"] for p in points}
