@@ -12,7 +12,7 @@ from tests import models
 from tests.unit.test_selection import point, trial
 from tritongen.autotune import trials
 from tritongen.autotune.budget import Budget
-from tritongen.autotune.follow_ups import base_for_mixing, mixtures
+from tritongen.autotune.follow_ups import base_for_mixing, fp16_fell_through, mixtures
 from tritongen.autotune.jobs import prepared_graph
 from tritongen.autotune.judging import Goal
 from tritongen.autotune.machine import current_machine
@@ -123,3 +123,11 @@ def test_the_front_holds_what_nothing_dominates() -> None:
     ]  # fmt: skip
     assert [one.error for one in found] == [0.0, 0.5, 5.0, 7.0]
     assert [one.passed for one in found] == [True, True, False, False]
+
+
+def test_fp16_that_did_not_pass_calls_for_bf16() -> None:
+    rejected_fp16 = trial("fp16", [point(8, 20.0)], outcome=Outcome.REJECTED)
+    assert fp16_fell_through([FP32, rejected_fp16])
+    assert fp16_fell_through([FP32, trial("fp16", [], outcome=Outcome.FAILED)])
+    assert not fp16_fell_through([FP32])
+    assert not fp16_fell_through([FP32, rejected_fp16, trial("fp16-b", [point(8, 20.0)])])

@@ -14,7 +14,9 @@ from tritongen.cli import run
 from tritongen.engines.tensorrt import TensorRTEngine, api
 from tritongen.engines.tensorrt.building import load_plugin
 from tritongen.engines.tensorrt.options import FRESH, builder_options, settings_of, variations
+from tritongen.engines.tensorrt.progress import Phases, monitor
 from tritongen.errors import BuildError, RequirementError, SpecError
+from tritongen.runs.events import Event
 from tritongen.runs.records import Artifact, Candidate
 from tritongen.spec import Precision, Spec, TensorRTSpec, override, spec_for_models
 
@@ -152,3 +154,21 @@ def test_the_server_is_told_of_plugins_and_of_plans_that_carry_code() -> None:
                         details={**details, "version_compatible": True})  # fmt: skip
     parameters = TensorRTEngine().serving_traits(artifact, {"cuda_graph": False}).parameters
     assert parameters == {"plugins": "a.so;b.so", "version_compatible": "true"}
+
+
+def test_the_innermost_phase_is_told_with_how_far_the_outermost_is() -> None:
+    now = [0.0]
+    seen: list[Event] = []
+    phases = Phases(seen.append, clock=lambda: now[0])
+    phases.start("Building", 4)  # too early to say anything
+    phases.step("Building", 0)
+    now[0] = 1.0
+    phases.start("Timing tactics", 100)
+    now[0] = 2.0
+    phases.finish("Timing tactics")
+    phases.step("Building", 1)
+    phases.finish("Building")
+    phases.step("Building", 2)
+    told = [(event.message, event.fraction) for event in seen]
+    assert told == [("TensorRT: Timing tactics", 0.25), ("TensorRT: Building", 0.5)]
+    assert monitor(EIGHT, phases) is None

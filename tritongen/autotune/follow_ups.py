@@ -67,14 +67,19 @@ def mixtures(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:
 
 def instead_of_fp16(search: Search, trials: Sequence[Trial]) -> FollowUp:
     """BF16 where FP16 was tried and did not pass (it ends at 65,504), unless the spec lists precisions."""
-    fp16 = [trial for trial in trials if trial.candidate.precision is Precision.FP16]
     listed = search.setting.spec.precision is not None
-    if listed or not fp16 or any(map(selectable, fp16)) or Precision.BF16 not in search.engine.precisions():
+    if listed or not fp16_fell_through(trials) or Precision.BF16 not in search.engine.precisions():
         return FollowUp()
     search.setting.events(Event("build", "note", "fp16 did not pass: bf16 is tried", search.setting.name))
     candidates = of_precision(search.engine, search.graph, Precision.BF16)
     tried = run_trials(search, candidates, fallback=False)
     return FollowUp(tried.trials, left_out=tried.left_out)
+
+
+def fp16_fell_through(trials: Sequence[Trial]) -> bool:
+    """Whether FP16 was tried and no candidate of it can be selected."""
+    fp16 = [trial for trial in trials if trial.candidate.precision is Precision.FP16]
+    return bool(fp16) and not any(map(selectable, fp16))
 
 
 def second_builds(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tritongen.autotune.data_review import review
 from tritongen.autotune.inputs import call_inputs
 from tritongen.autotune.jobs import PreparationJob, prepared_input
 from tritongen.autotune.metrics import make_metric
@@ -70,6 +71,7 @@ def prepare(job_file: Path, events: EventSink) -> None:
         batch_reason=graph.batch.reason,
         calibration=prepared.facts("calibration"),
         validation=prepared.facts("validation"),
+        warnings=_reviewed(prepared, events),
     )
     write_record(job_file.parent / FILENAME, record)
 
@@ -101,6 +103,14 @@ def _look(spec: ModelSpec, graph: Graph, events: EventSink) -> tuple[_Data, tupl
         opened[role] = opened_data(spec, graph, source)
     seen = Seen(list(opened.values())) if opened else None
     return _Data(sources, opened), resolve_inputs(graph, spec.shapes, spec.ranges, seen)
+
+
+def _reviewed(data: _Data, events: EventSink) -> tuple[str, ...]:
+    calibration = data.opened.get("calibration")
+    if calibration is None:
+        return ()
+    events(Event("inspect", "progress", "reviewing the calibration data"))
+    return review(calibration, data.opened.get("validation"))
 
 
 def opened_data(spec: ModelSpec, graph: Graph, source: str) -> StreamedDataset:

@@ -132,8 +132,6 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
         model_digest=graph.digest,
         events=events,
     )
-    for warning in calibration.warnings:
-        events(Event("calibrate", "warning", warning))
     events(Event("trial", "progress", "quantizing"))
     ranges = calibration.by(str(job.candidate.options[RANGES]))
     if recipe.implicit:

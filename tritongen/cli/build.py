@@ -47,7 +47,7 @@ _INTERRUPTED = 130
     type=click.Choice(["quick", "normal", "thorough"]),
     default="normal",
     show_default=True,
-    help="How long each point of the latency curve is measured.",
+    help="How long each point is measured; thorough also tries every tuning axis on the leading candidate.",
 )
 @click.option("--force", is_flag=True, help="Replace a model folder that tritongen did not write.")
 @options.as_json

@@ -39,6 +39,8 @@ class Preparation(Record):
     batch_reason: str
     calibration: DataFacts | None = None
     validation: DataFacts | None = None
+    warnings: tuple[str, ...] = ()
+    """What is suspicious about the calibration data, and what that does to accuracy."""
 
 
 class ModelBuild(Record):

@@ -1,0 +1,67 @@
+"""What a long build is doing, where the version tells (IProgressMonitor: 10 and newer)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tritongen.runs.events import Event, EventSink
+
+_INTERVAL_S = 0.5
+"""Between two events: phases of a small network take milliseconds."""
+
+
+class Phases:
+    """The phases of a build, nested; tells the innermost one and how far the outermost is."""
+
+    def __init__(self, events: EventSink, clock: Callable[[], float] = time.monotonic) -> None:
+        self._events = events
+        self._clock = clock
+        self._told = clock()
+        self._open: dict[str, tuple[int, int]] = {}
+        """(steps done, steps in all) by phase, outermost first."""
+
+    def start(self, phase: str, steps: int) -> None:
+        self._open[phase] = (0, max(1, steps))
+        self._tell()
+
+    def step(self, phase: str, step: int) -> None:
+        """Step number `step`, counted from 0, is done."""
+        if phase in self._open:
+            self._open[phase] = (step + 1, self._open[phase][1])
+        self._tell()
+
+    def finish(self, phase: str) -> None:
+        self._open.pop(phase, None)
+
+    def _tell(self) -> None:
+        now = self._clock()
+        if now - self._told < _INTERVAL_S or not self._open:
+            return
+        self._told = now
+        done, steps = next(iter(self._open.values()))
+        name = list(self._open)[-1]
+        self._events(Event("trial", "progress", f"TensorRT: {name}", fraction=min(1.0, done / steps)))
+
+
+def monitor(trt: Any, phases: Phases) -> Any:
+    """An IProgressMonitor that feeds `phases`; None where the version has none."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
+            phases.start(phase_name, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            phases.finish(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            phases.step(phase_name, step)
+            return True  # go on
+
+    return Monitor()
