@@ -10,6 +10,7 @@ from typing import Any
 
 from tritongen.engines.tensorrt import api
 from tritongen.engines.tensorrt.profiles import Profile
+from tritongen.engines.tensorrt.progress import Phases, monitor
 from tritongen.errors import BuildError, ModelError
 from tritongen.files import replacing
 from tritongen.runs.events import Event, EventSink, discard
@@ -107,6 +108,9 @@ def build_plan(
         set_ranges(network, settings.ranges)
     hold_layers(trt, network, settings)
     config = configure(trt, builder, network, settings)
+    watching = monitor(trt, Phases(events))  # must live as long as the configuration
+    if watching is not None:
+        config.progress_monitor = watching
     cache = _attach_cache(config, timing_cache)
     events(Event("trial", "progress", f"TensorRT {trt.__version__}: building {network.num_layers} layers"))
     plan = builder.build_serialized_network(network, config)
@@ -169,8 +173,13 @@ def load_plugin(trt: Any, logger: Any, plugin: Path) -> None:
 def refusal(model: Path, problems: Sequence[Mapping[str, str]], version: str) -> ModelError:
     """The error for a graph that TensorRT's parser refuses: which nodes, why, and the choices."""
     words = [f"{api.node_text(model, problem)}: {problem['reason']}" for problem in problems]
+    return refused(model, words, f"TensorRT {version}")
+
+
+def refused(model: Path, words: Sequence[str], parser: str) -> ModelError:
+    """The error for refused nodes that are already in words; `parser` is who refuses them."""
     return ModelError(
-        f"TensorRT {version} refuses {model.name}",
+        f"{parser} refuses {model.name}",
         found="\n            ".join(words) or "no reason given",
         expected="operators that this TensorRT has",
         fix="give the missing operators as a plugin (--plugin lib.so), or use --engine onnxruntime",
