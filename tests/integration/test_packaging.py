@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import models
+from tritongen.serving.container import compose
 
 CHECKOUT = Path(__file__).parents[2]
 PORTS = tuple(part for name in ("http", "grpc", "metrics") for part in (f"--{name}-port", "0"))
@@ -53,6 +54,9 @@ def test_wheel_holds_what_it_needs_and_nothing_else(wheel: Path) -> None:
     assert "tritongen/templates/config.pbtxt.j2" in names
     assert "tritongen/serving/backends/onnxruntime/model.py" in names
     assert "tritongen/py.typed" in names
+    assert {f"tritongen/compose/{name}" for kind in compose.FILES.values() for name in kind} == {
+        name for name in names if name.startswith("tritongen/compose/")
+    }
     assert not [name for name in names if not re.match(r"tritongen[/-]", name)]
     base = [
         line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line

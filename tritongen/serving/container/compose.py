@@ -178,19 +178,23 @@ def _assignments(variables: Mapping[str, str]) -> Iterable[str]:
 
 def read_environment(path: Path) -> dict[str, str]:
     """The variables of an env file, as Compose reads them: NAME=VALUE lines, quotes taken off."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if match := re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*", line):
-            value = match[2]
-            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-            found[match[1]] = value[1:-1] if quoted else value
-    return found
+    return {name: _unquoted(value) for name, value in _as_written(path).items()}
+
+
+def _as_written(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    matches = (re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line) for line in lines)
+    return {match[1]: match[2] for match in matches if match}
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def _environment_text(path: Path, repository: Path) -> str:
     """What triton.env is to say; the user's settings in one of ours are kept."""
     choice = choose_image(manifests_of(repository))
-    before = read_environment(path) if is_ours(path) else {}
+    before = _as_written(path) if is_ours(path) else {}
     return render_environment(choice, {k: v for k, v in before.items() if k not in _derived(choice)})
 
 
