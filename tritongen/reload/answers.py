@@ -57,7 +57,10 @@ def compare_answers(
         inputs = _as_sent(state, part.inputs)
         answer = control.infer(name, str(state.version), inputs, timeout_s)
         for output, expected in part.outputs.items():
-            judged[output].update(expected, _as_stored(answer[output], expected))
+            if output in answer:
+                judged[output].update(expected, _as_stored(answer[output], expected))
+            else:
+                judged[output].broken = "the server does not give it"
     return tuple(each.result(precision, None) for each in judged.values())
 
 
@@ -79,7 +82,7 @@ def _as_sent(state: State, inputs: Arrays) -> dict[str, Array]:
     """With the last axis of size 1 that clients send where the model has none (`reshape` in the config)."""
     ranks = {each.name: len(each.dims) + (state.config.max_batch_size > 0) for each in state.config.input}
     return {
-        name: array.reshape(*array.shape, 1) if ranks[name] == array.ndim + 1 else array
+        name: array.reshape(*array.shape, 1) if ranks.get(name) == array.ndim + 1 else array
         for name, array in inputs.items()
     }
 
