@@ -1,7 +1,8 @@
 """The highest rate that keeps the promise: a bracket with its confidence. Pure: a probe is a callable.
 
 Halve from the first rate until one passes, double until one fails, bisect until both are within the
-tolerance; then the highest PASS must pass once more, with fresh seeds and an error probability of its own.
+tolerance; then the highest PASS, or a rate a little below it, must pass once more, with fresh seeds and an error
+probability of its own.
 """
 
 from __future__ import annotations
@@ -101,23 +102,28 @@ class _Search:
                 self.passed = rate
 
     def bisect(self, tolerance: float) -> None:
-        """Narrow the bracket; an undecided probe inside it ends this, once the ends are drawn near it."""
+        """Narrow the bracket; an undecided probe inside it ends this, once the ends are near it."""
         while self.passed is not None and self.failed is not None:
             if self.failed <= self.passed * (1 + tolerance):
                 return
             inside = [p.rate for p in self.probes if self.passed < p.rate < self.failed]
             middle = inside[-1] if inside else math.sqrt(self.passed * self.failed)
             if inside or not self._narrow(middle):
-                for step in (math.sqrt(1 + tolerance), 1 + tolerance):
-                    self._close_in(middle, step)
+                self._close_in(middle, tolerance)
                 raise _Ended(f"no clear verdict at {middle:.4g} requests/s, inside the bracket")
 
-    def _close_in(self, undecided: float, step: float) -> None:
-        """Move the ends of the bracket to this factor from a rate that could not be told."""
-        if self.passed is not None and self.passed < undecided / step:
-            self._narrow(undecided / step)
-        if self.failed is not None and self.failed > undecided * step:
-            self._narrow(undecided * step)
+    def _close_in(self, undecided: float, tolerance: float) -> None:
+        """Move the ends of the bracket as near as can be told to a rate that could not be told.
+
+        Steps away from it double until a probe decides: how wide the rates are that cannot be told depends on
+        how much the latency changes with the rate, and on how long a probe lasts.
+        """
+        for direction in (-1, 1):
+            for steps in (0.5, 1, 2, 4, 8):
+                rate = undecided * (1 + tolerance) ** (direction * steps)
+                end = self.passed if direction < 0 else self.failed
+                if end is None or (rate - end) * direction >= 0 or self._narrow(rate):
+                    break
 
     def _narrow(self, rate: float) -> bool:
         """Move one end of the bracket to this rate; False if that cannot be told."""
@@ -127,15 +133,26 @@ class _Search:
         return outcome in (LoadOutcome.PASS, LoadOutcome.FAIL)
 
     def confirm(self, tolerance: float) -> tuple[bool, str]:
-        """Run the highest PASS again; where it fails, it becomes the upper end of a new bisection."""
+        """Run the highest PASS again, lower where that cannot tell; where it fails, bisect below it."""
+        highest = self.passed
         for attempt in range(MOST_CONFIRMATIONS):
             if self.passed is None:
                 break
-            outcome = self._run(self.passed, self._alpha / MOST_CONFIRMATIONS, 1000 + attempt, confirms=True)
+            try:
+                outcome = self._run(
+                    self.passed, self._alpha / MOST_CONFIRMATIONS, 1000 + attempt, confirms=True
+                )
+            except _Ended as ending:
+                return False, f"no confirmation: {ending}"
             if outcome is LoadOutcome.PASS:
                 return True, f"confirmed with fresh seeds at {self.passed:.4g} requests/s"
             if outcome is not LoadOutcome.FAIL:
-                return False, f"the confirmation at {self.passed:.4g} requests/s could not tell"
+                told = f"the confirmations down to {self.passed:.4g} requests/s could not tell"
+                if attempt + 1 == MOST_CONFIRMATIONS:
+                    self.passed = highest
+                    return False, told
+                self.passed /= 1 + tolerance
+                continue
             self.failed = self.passed
             passes = [p.rate for p in self.probes if p.outcome is LoadOutcome.PASS]
             lower = [rate for rate in passes if rate < self.failed * (1 - 1e-9)]
