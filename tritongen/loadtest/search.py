@@ -1,8 +1,8 @@
 """The highest rate that keeps the promise: a bracket with its confidence. Pure: a probe is a callable.
 
 Halve from the first rate until one passes, double until one fails, bisect until both are within the
-tolerance; then the highest PASS, or a rate a little below it, must pass once more, with fresh seeds and an error
-probability of its own.
+tolerance; then the highest PASS, or a rate a little below it, must pass once more, with fresh seeds and an
+error probability of its own.
 """
 
 from __future__ import annotations
