@@ -181,6 +181,18 @@ def test_latency_swings_do_not_keep_an_error_rate_from_its_verdict() -> None:
     assert judge("p99<=20ms", evidence(swinging)).outcome == "undecided"
 
 
+def test_means_and_throughputs_have_the_same_headroom() -> None:
+    swinging = 10 + 3 * np.sin(np.linspace(0, 6, 10_000)) + np.random.default_rng(2).random(10_000)
+    assert judge("mean<=100ms", evidence(swinging)).outcome == "pass"
+    assert judge("mean<=13ms", evidence(swinging)).outcome == "undecided"
+    closed = evidence(swinging, rate=None)
+    rows = closed.samples.rows
+    rows["done_ns"] = np.cumsum(swinging) * 1e5  # one after the other: answers per second swing as well
+    closed = dataclasses.replace(closed, end_ns=int(rows["done_ns"][-1]))
+    assert judge("throughput>=50req/s", closed).outcome == "pass"
+    assert judge("throughput>=900req/s", closed).outcome == "undecided"
+
+
 def test_drift_far_below_every_limit_is_no_matter() -> None:
     rising = evidence(GOOD[GOOD < 10] + np.linspace(0, 10, int((GOOD < 10).sum())))
     assert reach_verdict(rising, [parse_slo("p99<=25ms")]).outcome is LoadOutcome.INVALID

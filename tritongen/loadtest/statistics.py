@@ -234,9 +234,9 @@ def decide_share(
 ) -> Decision:
     """The rule: PASS if the upper bound is within what is allowed, FAIL if the lower one is beyond it.
 
-    `over` of the requests are over the limit; a PASS must bear `unseen` more. No PASS while latencies swing
-    too slowly for K batches to tell how much, slower swings cost effective requests; no FAIL while they
-    swing noticeably, unless they miss all the time (`steady_miss`).
+    `over` of the requests are over the limit; a PASS must bear `unseen` more. Slow swings that can be noticed
+    cost a PASS effective requests, those too slow for K batches to measure exclude it; either excludes a
+    FAIL, unless requests miss all the time (`steady_miss`).
     """
     effective = _effective(requests, effect, alpha)
     hits = over / requests * effective
