@@ -14,11 +14,13 @@ from tests.conftest import SaveModel
 from tests.repository_models import to_write
 from tritongen.engines.tensorrt import TensorRTEngine
 from tritongen.engines.tensorrt.profiles import profiles_per_batch_size, to_text, wide_profile
+from tritongen.errors import InputError, RequirementError
 from tritongen.files import digest_files
 from tritongen.repository.config_text import parse
 from tritongen.repository.findings import Finding
 from tritongen.repository.manifest import read_manifest
 from tritongen.repository.plan_match import check_plans
+from tritongen.repository.plan_report import describe
 from tritongen.repository.rules import check_rules
 from tritongen.repository.targets import embedded
 from tritongen.repository.verify import Place, verify_model
@@ -195,6 +197,31 @@ def test_verify_names_what_does_not_fit_together(save_model: SaveModel, tmp_path
     (folder / "2" / "model.cc90.plan").unlink()
     (missing,) = said()
     assert "9.0 have no plan" in missing.why
+
+
+def test_inspect_of_a_plan_needs_no_gpu_where_a_manifest_knows_it(
+    save_model: SaveModel, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "r", plan_to_write(save_model("linear"), tmp_path / "a", H100))
+    plan = folder / "1" / "model.plan"
+    known = describe(plan)
+    assert (known.source, known.unchanged) == ("manifest", True)
+    rows = dict(known.rows())
+    assert rows["built for"] == "H100, compute capability 9.0"
+    assert "tensorrt 8.6.0" in rows["built with"]
+    assert rows["profile 1"].startswith("x=2x4:4x4:4x4")
+    plan.write_bytes(b"another")
+    assert "CHANGED" in dict(describe(plan).rows())["file"]
+
+
+def test_a_plan_that_nobody_knows_is_not_guessed_at(tmp_path: Path) -> None:
+    if TensorRTEngine().unavailable_reason() is None:
+        pytest.skip("there is a GPU")
+    (tmp_path / "model.plan").write_bytes(b"what is this")
+    with pytest.raises(RequirementError, match="nothing here can tell"):
+        describe(tmp_path / "model.plan")
+    with pytest.raises(InputError, match="no plan at"):
+        describe(tmp_path / "none.plan")
 
 
 def test_verify_of_the_folder_says_what_this_machine_lacks(save_model: SaveModel, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tritongen.engines.tensorrt.profiles import (
     wide_profile,
 )
 from tritongen.engines.tensorrt.recipes import recipes_for
-from tritongen.engines.tensorrt.report import plan_layers
+from tritongen.engines.tensorrt.report import PlanReport, plan_layers
 from tritongen.engines.tensorrt.runner import feed
 from tritongen.engines.tensorrt.serving import graph_batch_sizes, optimization_text, preferred_batch_sizes
 from tritongen.errors import BuildError, DataError, RequirementError
@@ -174,6 +174,18 @@ def test_a_precision_is_proven_absent_or_opaque(
     layers: list[Any], precision: Precision, evidence: str
 ) -> None:
     assert prove(parse_layers({"Layers": layers}), precision).evidence == evidence
+
+
+def test_what_was_fused_is_told_by_metadata_or_name() -> None:
+    metadata = "[ONNX Layer: /a/Conv]\x1e[ONNX Layer: /a/Relu]"
+    told, named = parse_layers({"Layers": [{**INT8, "Metadata": metadata}, INT8]})
+    assert told.fused == ("/a/Conv", "/a/Relu")
+    assert named.fused == ("conv1", "relu1")
+    report = PlanReport(0, {}, with_times((told, *parse_layers({"Layers": [RELAYOUT]})),
+                                          {"conv1 + relu1": 3.0, "Reformatting CopyNode": 1.0}))  # fmt: skip
+    assert report.summary() == (
+        "2 layers, 4.000 ms by the profiler; 75 % int8, 25 % reformats; 2 nodes fused into 1 layers"
+    )
 
 
 def test_the_share_goes_by_time_where_it_was_measured() -> None:

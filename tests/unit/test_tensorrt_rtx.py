@@ -163,3 +163,88 @@ def test_its_layer_information_is_readable_json() -> None:
     )
     (layer,) = inspection.parse_layers(json.loads(text))
     assert layer.precision == "fp16"
+
+
+def refused_graph(path: Path) -> Path:
+    """A valid ONNX file with an operator of somebody's own, which no parser knows."""
+    proto = onnx.load(path)
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Special", "com.example"
+    proto.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    out = path.with_name("refused.onnx")
+    onnx.save(proto, out)
+    return out
+
+
+def test_verify_names_refused_nodes_before_gpu_time_is_spent(model: Path) -> None:
+    from click.testing import CliRunner
+
+    from tritongen.cli.verify import command
+
+    taken = CliRunner().invoke(command, [str(model)], standalone_mode=False)
+    assert (taken.return_value, "takes it" in taken.output) == (0, True)
+    refused = CliRunner().invoke(command, [str(refused_graph(model)), "--json"], standalone_mode=False)
+    assert refused.return_value == 1
+    report = json.loads(refused.output)
+    assert "Special" in report["findings"][0]["message"]
+    assert "--engine onnxruntime" in report["findings"][0]["fix"]
+
+
+def test_onnx_models_in_a_repository_are_asked_about_where_it_matters(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.repository_models import to_write
+    from tritongen.repository.targets import embedded
+    from tritongen.repository.verify import Place, verify_model
+    from tritongen.repository.writer import write_model
+
+    write_model(tmp_path / "r", to_write(model, tmp_path / "runs", name="m"))
+    refused = refused_graph(tmp_path / "r" / "m" / "1" / "model.onnx")
+    refused.replace(tmp_path / "r" / "m" / "1" / "model.onnx")
+
+    def asked(*, ask_tensorrt: bool = False) -> list[str]:
+        found = verify_model(tmp_path / "r" / "m", Place(embedded(), ask_tensorrt=ask_tensorrt))
+        return [finding.severity for finding in found if finding.check == "parser"]
+
+    assert asked() == []
+    assert asked(ask_tensorrt=True) == ["warning"]
+    config = tmp_path / "r" / "m" / "config.pbtxt"
+    accelerator = 'execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } }'
+    config.write_text(f"{config.read_text()}\noptimization {{ {accelerator} }}")
+    assert asked() == ["warning"]
+
+
+def test_the_build_asks_before_the_trials_and_auto_goes_on_with_onnx_runtime(
+    model: Path, tmp_path: Path
+) -> None:
+    from tests.repository_models import MACHINE
+    from tritongen.autotune.parsing import accepting_engine
+    from tritongen.autotune.stages import Setting
+    from tritongen.engines import load_engine
+    from tritongen.runs.events import discard
+    from tritongen.runs.store import RunDirectory
+    from tritongen.spec import ModelSpec
+
+    def setting(path: Path, engine: str) -> Setting:
+        spec = ModelSpec.model_validate({"path": str(path), "engine": engine})
+        return Setting("m", spec, RunDirectory(tmp_path / "run"), MACHINE, discard)
+
+    tensorrt, refused = load_engine("tensorrt"), refused_graph(model)
+    assert accepting_engine(setting(model, "tensorrt"), tensorrt) == (tensorrt, ())
+    with pytest.raises(ModelError, match=r"refuses refused\.onnx"):
+        accepting_engine(setting(refused, "tensorrt"), tensorrt)
+    other, (note,) = accepting_engine(setting(refused, "auto"), tensorrt)
+    assert other.name.startswith("onnxruntime")
+    assert "Special" in note
+
+
+def test_a_build_tells_its_phases(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tritongen.engines.tensorrt import progress
+    from tritongen.runs.events import Event
+
+    monkeypatch.setattr(progress, "_INTERVAL_S", 0.0)
+    settings = building.Settings(strongly_typed=True, compute_capability="8.9", profiles=[profile(model)])
+    seen: list[Event] = []
+    building.build_plan(trt, model, settings, events=seen.append)
+    fractions = [event.fraction for event in seen if event.fraction is not None]
+    assert fractions
+    assert all(0 <= fraction <= 1 for fraction in fractions)

@@ -171,6 +171,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     from tritongen.autotune.changes import change_notes
     from tritongen.autotune.follow_ups import instead_of_fp16, mixtures, second_builds
     from tritongen.autotune.judging import Goal
+    from tritongen.autotune.parsing import accepting_engine
     from tritongen.autotune.selection import select
     from tritongen.autotune.tradeoff import tradeoffs
     from tritongen.autotune.trials import Search, run_trials
@@ -180,6 +181,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     name, spec, events = setting.name, setting.spec, setting.events
     engine = find_engine(engine_name(spec.engine, spec.execution_provider))
     inspect_model(spec.path)  # complain about the file before any process is started
+    engine, refusals = accepting_engine(setting, engine)
     preparation = stages.prepare_model(setting)
     graph = jobs.prepared_graph(spec, preparation)
     largest = stages.largest_batch(spec, batched=graph.batched)
@@ -195,8 +197,10 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     )
     devices, aside = usable_devices(engine.devices())
     setting = replace(setting, devices=devices)
-    notes = [*change_notes(setting.run, engine.versions()), *space.notes]
+    notes = [*change_notes(setting.run, engine.versions()), *refusals, *space.notes]
     notes += [*_batching_notes(spec, graph), *aside]
+    if any(RANGES in one.options for one in space.candidates):
+        notes += preparation.warnings
     for note in notes:
         events(Event("build", "note", note, name))
     goal = Goal.parse(

@@ -22,9 +22,11 @@ Examples:
   tritongen inspect detector.onnx --shape 'images=3x640x640'    # confirms the batch axis by running it
   tritongen inspect encoder.onnx --range 'input_ids=0..30521' --json
   tritongen inspect detector.onnx --tensorrt                    # does TensorRT's parser take it?
-  tritongen inspect model.plan --layers                         # tactic, precision and time of each layer
+  tritongen inspect model_repository/net/1/model.plan           # what built it, and for what; needs no GPU
+  tritongen inspect model.plan --layers                         # each layer's time, precision, fusion, tactic
 """
 
+PLANS = (".plan", ".engine")
 _MOST_OPERATORS = 12
 _MEGABYTE = 1_000_000
 
@@ -50,7 +52,7 @@ def command(  # noqa: PLR0917 - click passes every option by name
     seed: int | None,
     as_json: bool,
 ) -> int | None:
-    """Show what tritongen sees in an ONNX file.
+    """Show what tritongen sees in an ONNX file, or what is known of a TensorRT plan.
 
     Where ONNX Runtime is installed and the sizes of dynamic axes are known, the batch axis is confirmed by
     running a batch of 3 against three times a batch of 1.
@@ -58,10 +60,12 @@ def command(  # noqa: PLR0917 - click passes every option by name
     from tritongen.graph import inspect_model
     from tritongen.shapes import MissingInputError, resolve_inputs
 
-    if layers or parser:
+    if layers or parser or model.suffix in PLANS:
         from tritongen.cli import plans
 
-        return plans.layers(model, profile, as_json) if layers else plans.parser(model, as_json)
+        if layers:
+            return plans.layers(model, profile, as_json)
+        return plans.parser(model, as_json) if parser else plans.about(model, as_json)
     graph = inspect_model(model)
     inputs: tuple[ResolvedInput, ...] = ()
     note = None

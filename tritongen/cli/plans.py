@@ -9,8 +9,31 @@ from pathlib import Path
 import click
 
 
+def about(plan: Path, as_json: bool) -> int:
+    """Print what is known of a plan: from its manifest, which needs no GPU, else from TensorRT itself."""
+    from tritongen.repository.plan_report import describe
+
+    found = describe(plan)
+    if as_json:
+        click.echo(json.dumps({"schema": "tritongen/plan/1", **found.to_json()}, indent=2))
+        return 0
+    from rich.table import Table
+    from rich.text import Text
+
+    from tritongen.report.console import console
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in found.rows():
+        table.add_row(label, Text(text))
+    console().print(Text(str(plan), "bold"), soft_wrap=True)
+    console().print(table)
+    return 0
+
+
 def layers(plan: Path, profile: int, as_json: bool) -> int:
-    """Print tactic, precision and time of each layer."""
+    """Print time, precision, fused nodes and tactic of each layer."""
     from tritongen.engines.tensorrt.report import plan_layers
 
     report = plan_layers(plan, profile)
@@ -24,13 +47,15 @@ def layers(plan: Path, profile: int, as_json: bool) -> int:
 
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in report.shapes.items())
     table = Table(box=None, pad_edge=False, header_style="bold", title=f"profile {profile}: {shapes}")
-    for column in ("ms", "precision", "layer", "tactic"):
+    for column in ("ms", "precision", "nodes", "tactic"):
         table.add_column(column, overflow="fold", justify="right" if column == "ms" else "left")
     for layer in report.layers:
         time = "" if layer.time_ms is None else f"{layer.time_ms:.4f}"
         kind = "reformat" if layer.reformat else layer.precision
-        table.add_row(time, kind, Text(layer.name), Text(layer.tactic))
+        nodes = " + ".join(layer.fused) or layer.name
+        table.add_row(time, kind, Text(nodes), Text(layer.tactic))
     console().print(table)
+    click.echo(report.summary())
     return 0
 
 

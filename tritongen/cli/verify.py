@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ Examples:
   tritongen verify --image nvcr.io/nvidia/tritonserver:26.08-py3
   tritongen verify --image 26.08 --elsewhere
   tritongen verify --image tritongen-cpu --compose-file docker-compose.cpu.yml
+  tritongen verify --tensorrt              # would TensorRT take the ONNX models?
+  tritongen verify model.onnx              # would `build --engine tensorrt`? Before any GPU time is spent
   tritongen verify --json | jq '.findings[].message'
 """
 
@@ -33,7 +36,9 @@ Examples:
     "ports, shared memory, disk, who may read the mounted folder. Exit code 0: nothing wrong; 1: errors "
     "(warnings, and what is unknown, do not count).\n\n" + EXAMPLES,
 )
-@click.argument("repository", required=False, type=click.Path(path_type=Path))
+@click.argument(
+    "repository", required=False, metavar="[REPOSITORY|MODEL.onnx]", type=click.Path(path_type=Path)
+)
 @click.argument("names", nargs=-1, metavar="[NAME…]")
 @click.option(
     "--image", metavar="IMAGE", help="The image that will serve: …:YY.MM-py3, YY.MM or a local one."
@@ -48,12 +53,16 @@ Examples:
 @click.option(
     "--elsewhere", is_flag=True, help="With --image: another machine will run it; leave this one out."
 )
+@click.option(
+    "--tensorrt", is_flag=True, help="Ask TensorRT's parser (or tensorrt_rtx's) about every ONNX model, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(
     repository: Path | None,
     names: tuple[str, ...],
     *,
     image: str | None,
+    tensorrt: bool,
     compose_files: tuple[Path, ...],
     elsewhere: bool,
     as_json: bool,
@@ -64,7 +73,10 @@ def command(
     if (compose_files or elsewhere) and image is None:
         raise click.UsageError("--compose-file and --elsewhere go with --image")
     repository = repository or DEFAULT_REPOSITORY
+    if repository.suffix == ".onnx":
+        return _ask_parser(repository, as_json)
     place, serving = _place(image, compose_files)
+    place = replace(place, ask_tensorrt=tensorrt)
     findings = list(verify_repository(repository, names, place))
     if serving is not None and not elsewhere:
         from tritongen.cli.launching import launch_findings
@@ -77,6 +89,34 @@ def command(
     else:
         _print_text(checked, place, findings, errors)
     return 1 if errors else 0
+
+
+def _ask_parser(model: Path, as_json: bool) -> int:
+    """What TensorRT's parser says of one ONNX file; 1 if it refuses nodes."""
+    import json
+
+    from tritongen.engines.tensorrt.report import check_graph
+    from tritongen.errors import RequirementError
+    from tritongen.graph import inspect_model
+    from tritongen.repository.parser_match import refusals, unasked
+
+    path, taken = inspect_model(model).path, ""
+    try:
+        report = check_graph(path)
+    except RequirementError as error:
+        findings = [unasked(model.name, path, error)]
+    else:
+        findings = list(refusals(model.name, report))
+        taken = f"{report.parser} takes it" + (f"; {report.caveat}" if report.caveat else "")
+    refused = any(finding.severity == "error" for finding in findings)
+    if as_json:
+        entries = [finding.to_json() for finding in findings]
+        found = {"schema": "tritongen/verify/1", "repository": str(model), "target": "tensorrt",
+                 "models": [model.name], "ok": not refused, "findings": entries}  # fmt: skip
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo("\n".join(map(str, findings)) or f"{model.name}: {taken}")
+    return int(refused)
 
 
 def _place(image: str | None, compose_files: Sequence[Path]) -> tuple[Place, Serving | None]:

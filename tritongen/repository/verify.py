@@ -14,7 +14,9 @@ from tritongen.repository.contents import entry_of, listing
 from tritongen.repository.existing import CONFIG, examine
 from tritongen.repository.findings import Finding
 from tritongen.repository.image_match import check_plan_image
+from tritongen.repository.kept import is_shadow
 from tritongen.repository.model_match import check_model_file
+from tritongen.repository.parser_match import check_parser, uses_tensorrt
 from tritongen.repository.plan_match import check_plan_here, check_plans
 from tritongen.repository.rules import backend_of, check_rules, server_options
 from tritongen.repository.swap import staging_folder
@@ -39,6 +41,8 @@ class Place:
     target: Target
     machine: Machine | None = None
     """This machine, when it is the one that will serve."""
+    ask_tensorrt: bool = False
+    """Ask TensorRT's parser about every ONNX file; else only where TensorRT is to run parts of it."""
 
 
 def model_names(repository: Path) -> tuple[str, ...]:
@@ -238,6 +242,8 @@ def _versions(folder: Path, config: Any, manifest: Manifest | None, place: Place
             )
         elif path is not None and path.suffix == ".onnx":
             yield from check_model_file(name, path, config, place.target)
+            if place.ask_tensorrt or uses_tensorrt(config):
+                yield from check_parser(name, path, "warning")
 
 
 def _readable(folder: Path) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ _WEIGHTED = re.compile(
     r"conv|gemm|fullyconnected|matmul|matrixmultiply|matrix_multiply|deconv", re.IGNORECASE
 )
 _OPAQUE = re.compile(r"myelin|foreignnode", re.IGNORECASE)
+_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _FORMATS = (
     ("int8", re.compile(r"int8", re.IGNORECASE)),
     ("fp8", re.compile(r"fp8|e4m3", re.IGNORECASE)),
@@ -49,6 +50,8 @@ class Layer:
     weighted: bool
     """Convolution, matrix product and the like, alone or fused with others."""
     reformat: bool
+    fused: tuple[str, ...] = ()
+    """The ONNX nodes that it computes, where it tells; several mean that they were fused."""
     time_ms: float | None = None
 
 
@@ -150,7 +153,14 @@ def _layer(entry: Any) -> Layer:
         weighted=not opaque
         and bool(_WEIGHTED.search(kind) or _WEIGHTED.search(str(entry.get("ParameterType", "")))),
         reformat=kind.lower() in ("reformat", "noop") or "reformat" in name.lower(),
+        fused=_fused(name, str(entry.get("Metadata", ""))),
     )
+
+
+def _fused(name: str, metadata: str) -> tuple[str, ...]:
+    """The ONNX nodes in a layer: by its metadata, else by its name ("conv1 + relu1")."""
+    told = _ONNX_NODE.findall(metadata)
+    return tuple(dict.fromkeys(told)) if told else tuple(part.strip() for part in name.split(" + ") if part)
 
 
 def _formats(tensors: Any) -> tuple[str, ...]:

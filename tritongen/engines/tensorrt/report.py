@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tritongen.engines.tensorrt import api, cuda
-from tritongen.engines.tensorrt.building import Log, make_logger, start_builder
+from tritongen.engines.tensorrt.building import Log, load_plugin, make_logger, refusal, start_builder
 from tritongen.engines.tensorrt.inspection import Layer, profile_layers
 from tritongen.engines.tensorrt.runner import TensorRTRunner
-from tritongen.errors import BuildError, RequirementError
+from tritongen.errors import BuildError, ModelError, RequirementError
 
 RTX_CAVEAT = "tensorrt_rtx's parser accepts graphs that the parsers of 8.6, 10 and 11 may refuse"
 
@@ -26,6 +27,22 @@ class PlanReport:
     shapes: dict[str, tuple[int, ...]]
     layers: tuple[Layer, ...]
 
+    def summary(self) -> str:
+        """How much of the time goes into which precision, into reformats, and how many nodes were fused."""
+        total = sum(layer.time_ms or 0.0 for layer in self.layers)
+        kinds: dict[str, float] = {}
+        for layer in self.layers:
+            kind = "reformats" if layer.reformat else layer.precision
+            kinds[kind] = kinds.get(kind, 0.0) + (layer.time_ms or 0.0)
+        shares = sorted(kinds.items(), key=lambda entry: -entry[1])
+        by_kind = ", ".join(f"{100 * time / total:.0f} % {kind}" for kind, time in shares) if total else ""
+        fused = [layer for layer in self.layers if len(layer.fused) > 1]
+        nodes = sum(len(layer.fused) for layer in fused)
+        words = [f"{len(self.layers)} layers, {total:.3f} ms by the profiler", by_kind]
+        if fused:
+            words.append(f"{nodes} nodes fused into {len(fused)} layers")
+        return "; ".join(filter(None, words))
+
 
 @dataclass(frozen=True)
 class ParserReport:
@@ -36,6 +53,12 @@ class ParserReport:
     problems: tuple[str, ...]
     """Refused nodes with the parser's words; empty: accepted."""
     caveat: str = ""
+    errors: tuple[dict[str, str], ...] = ()
+    """The same as the parser gave it."""
+
+    def refusal(self, model: Path) -> ModelError:
+        """The error that names the refused nodes and the choices."""
+        return refusal(model, self.errors, self.parser.removeprefix("tensorrt "))
 
 
 def plan_layers(path: Path, profile: int = 0) -> PlanReport:
@@ -43,7 +66,11 @@ def plan_layers(path: Path, profile: int = 0) -> PlanReport:
     trt = api.load()
     reason = cuda.unavailable_reason()
     if reason is not None:
-        raise RequirementError("a plan's layers are read by running it on its GPU", found=reason)
+        raise RequirementError(
+            "a plan's layers are read by running it on its GPU",
+            found=reason,
+            fix=f"without --layers, `tritongen inspect {path}` tells what its manifest knows",
+        )
     with TensorRTRunner(path, cuda_graph=False, transfers=False) as runner:
         profiles = runner.profiles
         if not 0 <= profile < len(profiles):
@@ -54,22 +81,21 @@ def plan_layers(path: Path, profile: int = 0) -> PlanReport:
         return PlanReport(profile, shapes, profile_layers(trt, runner))
 
 
-def check_graph(model: Path) -> ParserReport:
+def check_graph(model: Path, plugins: Sequence[Path] = ()) -> ParserReport:
     """Ask the parser of TensorRT (needs a GPU), else of tensorrt_rtx; RequirementError without either."""
     trt, name = _parser_module()
     log = Log()
     logger = make_logger(trt, log)
+    for plugin in plugins:
+        load_plugin(trt, logger, plugin)
     builder = start_builder(trt, logger, log)
     network = api.create_network(trt, builder, strongly_typed=not api.features(trt).weakly_typed)
     parser = trt.OnnxParser(network, logger)
-    problems: tuple[str, ...] = ()
-    if not parser.parse_from_file(str(model)):
-        problems = tuple(
-            f"{api.node_text(model, one)}: {one['reason']}" for one in api.parser_problems(parser)
-        )
-    return ParserReport(
-        f"{name} {trt.__version__}", problems, RTX_CAVEAT if name == "tensorrt_rtx" and not problems else ""
-    )
+    taken = parser.parse_from_file(str(model))
+    errors = () if taken else tuple(api.parser_problems(parser))
+    problems = tuple(f"{api.node_text(model, one)}: {one['reason']}" for one in errors)
+    caveat = RTX_CAVEAT if name == "tensorrt_rtx" and not problems else ""
+    return ParserReport(f"{name} {trt.__version__}", problems, caveat, errors)
 
 
 def _parser_module() -> tuple[Any, str]:
