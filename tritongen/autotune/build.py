@@ -167,7 +167,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     """Inspect, prepare, try, compare, select."""
     from tritongen.autotune import jobs, stages
     from tritongen.autotune.budget import Budget
-    from tritongen.autotune.candidates import search_space
+    from tritongen.autotune.candidates import RANGES, search_space
     from tritongen.autotune.changes import change_notes
     from tritongen.autotune.follow_ups import instead_of_fp16, mixtures, second_builds
     from tritongen.autotune.judging import Goal
