@@ -165,9 +165,10 @@ def _facts(model: ModelBuild, selection: Selection) -> Iterator[str]:
 
 
 def _front(model: ModelBuild) -> str:
-    """Error against speed of what nothing dominates, where a faster candidate was too inexact to be taken."""
+    """Error against speed of what nothing dominates: after a mixture, or where a faster one was refused."""
     front = [one for one in model.tradeoffs if one.on_front]
-    if all(one.passed for one in front):
+    mixed = any(trial.candidate.held for trial in model.trials)
+    if not mixed and all(one.passed for one in front):
         return ""
     points = (
         f"{one.candidate} {one.error:.3g} % at {one.throughput:,.0f}/s{'' if one.passed else ' (rejected)'}"
