@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ def command(
     server = find_server(url, repository)
     held = _repository(server, repository)
     control = connect(server.url)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is under way is undone
     try:
         with progress(Console(stderr=True, highlight=False)) as events:
             report = reload_model(control, held, model, to=to, timeout_s=timeout, events=events)

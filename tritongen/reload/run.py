@@ -163,7 +163,8 @@ class _Reload:
 
     def _answers_already(self, live: State) -> bool:
         """Whether the server runs this very state."""
-        rebuilt = any(each.version == live.version for each in kept_states(self.repository, self.name))
+        states = kept_states(self.repository, self.name)
+        rebuilt = any(each.version == live.version and each.rejected is None for each in states)
         in_force = self.control.model_config(self.name)
         if rebuilt or changed_fields(live.config, in_force):
             return False
@@ -279,8 +280,9 @@ class _Reload:
                 f"the repository still holds version {new.version}, and a restart would bring it up: mend it"
             )
         ready = "; the server says that it is not ready, until it is restarted" if self.spoiled else ""
+        goes_on = "and no other is served" if served is None else f"version {served} serves on"
         return ReloadError(
-            f"version {new.version} of '{self.name}' was not taken over; {_served_text(served)} serves on",
+            f"version {new.version} of '{self.name}' was not taken over; {goes_on}",
             found=error.found or error.message if isinstance(error, RefusedError) else cause,
             fix=f"{disk}{ready}",
         )
