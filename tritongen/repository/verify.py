@@ -53,9 +53,8 @@ def model_names(repository: Path) -> tuple[str, ...]:
             found="a file" if repository.exists() else "nothing",
             fix="name the folder, or make one with `tritongen build`",
         )
-    return tuple(
-        sorted(path.name for path in repository.iterdir() if path.is_dir() and path.name != ".tritongen")
-    )
+    folders = (path for path in repository.iterdir() if path.is_dir() and not is_shadow(path))
+    return tuple(sorted(path.name for path in folders if path.name != ".tritongen"))
 
 
 def verify_repository(repository: Path, names: Sequence[str], place: Place) -> Iterator[Finding]:
@@ -143,6 +142,16 @@ def _unfinished(repository: Path) -> Iterator[Finding]:
                 "the model is missing from the repository until the old state is put back",
                 f"mv {aside} {target}, or run `tritongen build`",
             )
+    for shadow in filter(is_shadow, repository.iterdir()):
+        name = shadow.name.rpartition(".")[0]
+        yield Finding(
+            name,
+            "interrupted",
+            f"{shadow} was left by an interrupted reload",
+            "a server that starts loads it as one more model, which takes memory",
+            f"rm -r {shadow}, or run `tritongen reload {name}` again",
+            "warning",
+        )
     if workspaces and root.parent == repository.resolve():
         yield Finding(
             None,
