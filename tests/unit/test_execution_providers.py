@@ -16,6 +16,7 @@ from tritongen.errors import BuildError, RequirementError, SpecError
 from tritongen.graph import inspect_model
 from tritongen.precision.recipe import Fp16Recipe
 from tritongen.repository.config_text import parse
+from tritongen.repository.provider_match import check_provider_here
 from tritongen.repository.rules import check_rules
 from tritongen.runs.records import Artifact
 from tritongen.spec import Precision
@@ -94,6 +95,13 @@ def test_the_config_names_the_accelerator(precision: str, mode: str) -> None:
     assert accelerator.name == "tensorrt"
     assert accelerator.parameters["precision_mode"] == mode
     assert not check_rules(config)
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has GPU providers")
+def test_verify_says_that_this_machine_lacks_the_provider() -> None:
+    (finding,) = check_provider_here("m", "onnxruntime-cuda")
+    assert "onnxruntime-gpu" in finding.message
+    assert list(check_provider_here("m", "onnxruntime")) == []
 
 
 def test_cuda_needs_no_accelerator_and_artifacts_of_before_ran_on_the_cpu(tmp_path: Path) -> None:

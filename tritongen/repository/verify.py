@@ -18,6 +18,7 @@ from tritongen.repository.kept import is_shadow
 from tritongen.repository.model_match import check_model_file
 from tritongen.repository.parser_match import check_parser, uses_tensorrt
 from tritongen.repository.plan_match import check_plan_here, check_plans
+from tritongen.repository.provider_match import check_provider_here
 from tritongen.repository.rules import backend_of, check_rules, server_options
 from tritongen.repository.swap import staging_folder
 from tritongen.repository.targets import EMBEDDED
@@ -272,6 +273,8 @@ def _place(manifest: Manifest, place: Place) -> Iterator[Finding]:
     name, target = manifest.name, place.target
     if manifest.backend == "tensorrt" and target.name != EMBEDDED:
         yield from check_plan_image(manifest, target)
+    if target.name == EMBEDDED:
+        yield from check_provider_here(name, manifest.engine)
     if place.machine is not None:
         missing = sorted(set(manifest.machine.cpu_features) - set(place.machine.cpu_features))
         if manifest.backend == "onnxruntime" and missing:

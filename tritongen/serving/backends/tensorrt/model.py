@@ -439,7 +439,7 @@ def graph_specs(config, inputs):
     for spec in settings.get("graph_spec", []):
         batch = int(spec.get("batch_size", 0))
         low = int(spec.get("graph_lower_bound", {}).get("batch_size", batch))
-        dims = {name: [int(size) for size in entry["dim"]] for name, entry in spec["input"].items()}
+        dims = {name: [int(size) for size in entry.get("dim", [])] for name, entry in spec["input"].items()}
         specs.append((low, {name: (batch, *dims[name]) if batches else tuple(dims[name]) for name in inputs}))
     if not specs:  # as the C++ backend: without specs, graphs for batch 1 and the preferred sizes, or the max
         fixed = {tensor["name"]: [int(size) for size in tensor["dims"]] for tensor in config["input"]}
