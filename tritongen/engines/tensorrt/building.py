@@ -115,14 +115,18 @@ def build_plan(
     events(Event("trial", "progress", f"TensorRT {trt.__version__}: building {network.num_layers} layers"))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError(
-            f"TensorRT {trt.__version__} could not build {model.name}",
-            found=log.errors() or "no reason given",
-            fix="try a smaller maximal batch size, another precision, or --engine onnxruntime",
-        )
+        raise could_not_build(model.name, log.errors(), str(trt.__version__))
     if cache is not None and timing_cache is not None:
         _store_cache(config, timing_cache)
     return bytes(plan)
+
+
+def could_not_build(name: str, said: str, version: str) -> BuildError:
+    """The error for a build that failed, with what helps against what TensorRT `said`."""
+    fix = "try a smaller maximal batch size, another precision, or --engine onnxruntime"
+    if "libnvinfer_lean" in said:  # version-compatible plans carry a runtime of their own
+        fix = f"`pip install tensorrt-lean=={version}` brings the library, or leave version_compatible out"
+    return BuildError(f"TensorRT {version} could not build {name}", found=said or "no reason given", fix=fix)
 
 
 def configure(trt: Any, builder: Any, network: Any, settings: Settings) -> Any:
@@ -173,13 +177,8 @@ def load_plugin(trt: Any, logger: Any, plugin: Path) -> None:
 def refusal(model: Path, problems: Sequence[Mapping[str, str]], version: str) -> ModelError:
     """The error for a graph that TensorRT's parser refuses: which nodes, why, and the choices."""
     words = [f"{api.node_text(model, problem)}: {problem['reason']}" for problem in problems]
-    return refused(model, words, f"TensorRT {version}")
-
-
-def refused(model: Path, words: Sequence[str], parser: str) -> ModelError:
-    """The error for refused nodes that are already in words; `parser` is who refuses them."""
     return ModelError(
-        f"{parser} refuses {model.name}",
+        f"TensorRT {version} refuses {model.name}",
         found="\n            ".join(words) or "no reason given",
         expected="operators that this TensorRT has",
         fix="give the missing operators as a plugin (--plugin lib.so), or use --engine onnxruntime",
