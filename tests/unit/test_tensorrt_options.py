@@ -12,7 +12,7 @@ import pytest
 from tests.unit.test_tensorrt import IMAGE
 from tritongen.cli import run
 from tritongen.engines.tensorrt import TensorRTEngine, api
-from tritongen.engines.tensorrt.building import load_plugin
+from tritongen.engines.tensorrt.building import could_not_build, load_plugin
 from tritongen.engines.tensorrt.options import FRESH, builder_options, settings_of, variations
 from tritongen.engines.tensorrt.progress import Phases, monitor
 from tritongen.errors import BuildError, RequirementError, SpecError
@@ -172,3 +172,9 @@ def test_the_innermost_phase_is_told_with_how_far_the_outermost_is() -> None:
     told = [(event.message, event.fraction) for event in seen]
     assert told == [("TensorRT: Timing tactics", 0.25), ("TensorRT: Building", 0.5)]
     assert monitor(EIGHT, phases) is None
+
+
+def test_what_a_failed_build_lacked_is_named() -> None:
+    lean = could_not_build("m.onnx", "Unable to load library: libnvinfer_lean.so.8.6.0", "8.6.0")
+    assert "tensorrt-lean==8.6.0" in str(lean)
+    assert "smaller maximal batch size" in str(could_not_build("m.onnx", "out of memory", "8.6.0"))
