@@ -218,6 +218,10 @@ class TestCommand:
         assert result.return_value == 0
         assert container(result.output)["image"] == OFFICIAL.image
 
+    def test_a_bare_tag_becomes_a_reference(self, folder: Path) -> None:
+        result = self.run(str(folder.parent), "--image", "25.09")
+        assert container(result.output)["image"] == "nvcr.io/nvidia/tritonserver:25.09-py3"
+
     def test_into_a_file(self, folder: Path, tmp_path: Path) -> None:
         output = tmp_path / "triton.yaml"
         result = self.run(str(folder.parent), "--cpu-image", "x:1", "--queue-ms", "2.5", "-o", str(output))

@@ -95,6 +95,7 @@ def _manifests(repository: Path, names: tuple[str, ...]) -> list[Manifest]:
 
 
 def _settings(manifests: list[Manifest], options: dict[str, Any]) -> Settings:
+    from tritongen.repository.targets import reference
     from tritongen.serving.container.images import choose_image, flags_for
     from tritongen.serving.container.kubernetes import Settings
 
@@ -104,7 +105,7 @@ def _settings(manifests: list[Manifest], options: dict[str, Any]) -> Settings:
     if cpu_image:
         flags: tuple[str, ...] = ()
     elif image:
-        flags = flags_for(manifests, image)
+        image, flags = reference(image), flags_for(manifests, image)
     else:
         choice = choose_image(manifests)
         image, flags = choice.image, choice.backend_config

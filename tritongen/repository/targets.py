@@ -142,6 +142,12 @@ def same_release(one: str, other: str) -> bool:
     return all(a == b for a, b in zip(one.split("."), other.split("."), strict=False))
 
 
+def reference(name: str) -> str:
+    """The whole reference for a bare tag ("26.08", "26.08-py3"); any other name as it is."""
+    tag = name.removesuffix("-py3")
+    return f"{IMAGE}:{tag}-py3" if tag in known_tags() else name
+
+
 def is_known(image: str) -> bool:
     """Whether the table has an image, by any of its names."""
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tritongen.errors import SpecError, TritongenError
-from tritongen.repository.targets import IMAGE, Known, Target, driver_for, find_target, known_tags
+from tritongen.repository.targets import Known, Target, driver_for, find_target, reference
 
 if TYPE_CHECKING:
     from tritongen.serving.container.engine import Engine, Image
@@ -41,9 +41,8 @@ class Identified:
 
 def identify(name: str, engine: Engine | None) -> Identified:
     """The image by any of its names ("26.08"); SpecError if neither this machine nor the table knows it."""
-    tag = name.removesuffix("-py3")
-    reference = f"{IMAGE}:{tag}-py3" if tag in known_tags() else name
-    local = engine.image(reference) if engine is not None else None
+    whole = reference(name)
+    local = engine.image(whole) if engine is not None else None
     if local is None:
         try:
             target = find_target(name)
@@ -54,23 +53,23 @@ def identify(name: str, engine: Engine | None) -> Identified:
                 f"{error.message}, {where}", found=error.found, expected=error.expected, fix=fix
             ) from error
         # A mirror keeps its own name: that is what Docker will be asked for.
-        return Identified(reference, replace(target, name=reference), None, official=True, own=False)
+        return Identified(whole, replace(target, name=whole), None, official=True, own=False)
     own = local.labels.get(TITLE, "").startswith(_OWN_TITLE)
     if own and engine is not None:
-        return Identified(reference, _ask(reference, engine), local, official=False, own=True)
-    target, official = _by_environment(reference, local)
-    return Identified(reference, target, local, official=official, own=False)
+        return Identified(whole, _ask(whole, engine), local, official=False, own=True)
+    target, official = _by_environment(whole, local)
+    return Identified(whole, target, local, official=official, own=False)
 
 
-def _by_environment(reference: str, local: Image) -> tuple[Target, bool]:
+def _by_environment(name: str, local: Image) -> tuple[Target, bool]:
     """The table's row for the release that the image names, with what the image says in its place."""
     said = {name: _version(local.environment.get(name)) for name in ("TRT_VERSION", "CUDA_VERSION")}
     release = local.environment.get("NVIDIA_TRITON_SERVER_VERSION", "")
-    row = _row(release) or _row(reference)
+    row = _row(release) or _row(name)
     cuda = said["CUDA_VERSION"] or (row.cuda if row else None)
     target = replace(
-        row or unknown_target(reference),
-        name=reference,
+        row or unknown_target(name),
+        name=name,
         triton=_version(local.environment.get("TRITON_SERVER_VERSION")) or (row.triton if row else None),
         tensorrt=said["TRT_VERSION"] or (row.tensorrt if row else None),
         cuda=cuda,
@@ -86,16 +85,16 @@ def _row(name: str) -> Target | None:
         return None
 
 
-def _ask(reference: str, engine: Engine) -> Target:
+def _ask(name: str, engine: Engine) -> Target:
     """Ask the tritongen inside one of its own images."""
-    command = ("run", "--rm", "--network=none", "--entrypoint=python3", reference, "-c", _ASK_TRITONGEN)
+    command = ("run", "--rm", "--network=none", "--entrypoint=python3", name, "-c", _ASK_TRITONGEN)
     try:
         answer = engine.call(*command, timeout_s=_PROBE_TIMEOUT_S)
         triton, onnxruntime, ir_version, opset = json.loads(answer.stdout.splitlines()[-1])
     except (TritongenError, ValueError, IndexError):
-        return unknown_target(reference)
+        return unknown_target(name)
     return replace(
-        unknown_target(reference),
+        unknown_target(name),
         triton=_known(triton),
         onnxruntime=_known(onnxruntime),
         max_ir_version=ir_version,
