@@ -101,6 +101,8 @@ def served(standins: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     on_cpu(write(repository, folder / "linear.onnx", folder / "b", H100, instances=2))
     on_cpu(write(repository, folder / "tokens.onnx", folder / "c", H100, inputs={"ids": (3,)},
                  ranges={"ids": (7, 40)}))  # fmt: skip
+    models.save(models.mixes_batch(), folder / "mixes_batch.onnx")
+    on_cpu(write(repository, folder / "mixes_batch.onnx", folder / "d", H100))
     with EmbeddedServer(repository) as server:
         client = Client(server)
         yield client, folder
@@ -139,6 +141,14 @@ def test_integers_are_narrowed(served: tuple[Client, Path]) -> None:
     (wanted,) = expected(folder, "tokens", {"ids": ids}).values()
     found = client.infer("tokens", "scores", {"ids": ids.astype(np.int32)})
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_a_model_that_does_not_batch_has_its_one_graph(served: tuple[Client, Path]) -> None:
+    client, folder = served
+    x = np.random.default_rng(3).standard_normal((2, 4)).astype(np.float32)
+    (wanted,) = expected(folder, "mixes_batch", {"x": x}).values()
+    for _ in range(2):
+        np.testing.assert_allclose(client.infer("mixes_batch", "y", {"x": x}), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

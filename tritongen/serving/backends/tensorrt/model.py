@@ -115,7 +115,8 @@ class TritonPythonModel:
         self.buffers = {}
         self.graphs, self.lowers = {}, {}
         self.reserve_largest()
-        for low, shapes in graph_specs(config, self.inputs):
+        usual = {name: opt for name, (_, opt, _) in next(iter(self.extents_of.values())).items()}
+        for low, shapes in graph_specs(config, self.inputs, usual):
             # As in the C++ backend: a graph that no profile takes is left out, and the batch runs without.
             if any(self.takes(index, shapes) for index in self.contexts):
                 self.capture(low, shapes)
@@ -429,8 +430,11 @@ def wanted_profiles(config, args):
     return [0]
 
 
-def graph_specs(config, inputs):
-    """(lower bound of the batch, shapes) of each CUDA graph that the config asks for, by input order."""
+def graph_specs(config, inputs, usual):
+    """(lower bound of the batch, shapes) of each CUDA graph that the config asks for, by input order.
+
+    `usual`: input → the shape that the plan is tuned for.
+    """
     settings = config.get("optimization", {}).get("cuda", {})
     if not settings.get("graphs"):
         return []
@@ -441,14 +445,12 @@ def graph_specs(config, inputs):
         low = int(spec.get("graph_lower_bound", {}).get("batch_size", batch))
         dims = {name: [int(size) for size in entry.get("dim", [])] for name, entry in spec["input"].items()}
         specs.append((low, {name: (batch, *dims[name]) if batches else tuple(dims[name]) for name in inputs}))
-    if not specs:  # as the C++ backend: without specs, graphs for batch 1 and the preferred sizes, or the max
-        fixed = {tensor["name"]: [int(size) for size in tensor["dims"]] for tensor in config["input"]}
-        if all(-1 not in dims for dims in fixed.values()):
-            largest = int(config.get("max_batch_size", 0))
-            preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
-            for batch in sorted({1, *(preferred or [largest])}) if batches else [0]:
-                shapes = {n: (batch, *fixed[n]) if batches else tuple(fixed[n]) for n in inputs}
-                specs.append((batch, shapes))
+    if not specs:  # as the C++ backend: at the usual shapes, for batch 1 and the preferred sizes, or the max
+        largest = int(config.get("max_batch_size", 0))
+        preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
+        for batch in sorted({1, *(preferred or [largest])}) if batches else [0]:
+            shapes = {name: (batch, *usual[name][1:]) if batches else usual[name] for name in inputs}
+            specs.append((batch, shapes))
     return specs
 
 
