@@ -144,6 +144,10 @@ class TestGpu:
         assert (finding.check, finding.severity) == ("gpu", "error")
         assert "tritongen build --engine onnxruntime" in finding.fix
 
+    def test_an_onnx_model_for_a_gpu_without_one(self, folder: Path, manifest: Manifest) -> None:
+        (finding,) = self.gpu(folder, manifest.model_copy(update={"engine": "onnxruntime-cuda"}))
+        assert (finding.check, finding.severity) == ("gpu", "error")
+
     def test_a_compose_file_that_asks_for_a_gpu(self, folder: Path, manifest: Manifest) -> None:
         service = Service("docker-compose.yml", ports=(), gpu=True)
         (finding,) = self.gpu(folder, manifest, service=service)
@@ -409,6 +413,11 @@ class TestService:
         service = service_of({"services": {"triton": {"ports": [port]}}}, "x.yml")
         assert service.ports == (Published(8000, "127.0.0.1", 9000),)
         assert (service.ports[0].protocol, service.ports[0].variable) == ("HTTP", "HTTP_PORT")
+
+    @pytest.mark.parametrize(("address", "looked_at"), [("[::]", "0.0.0.0"), ("[::1]", "127.0.0.1")])  # noqa: S104
+    def test_ipv6_addresses(self, address: str, looked_at: str) -> None:
+        service = service_of({"services": {"triton": {"ports": [f"{address}:9000:8000"]}}}, "x.yml")
+        assert service.ports == (Published(8000, looked_at, 9000),)
 
     @pytest.mark.parametrize("port", ["8000", {"target": 8000}])
     def test_a_port_that_is_not_published(self, port: Any) -> None:

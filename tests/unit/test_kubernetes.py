@@ -103,6 +103,13 @@ def test_without_plans_any_node_will_do(manifest: Manifest) -> None:
     assert "nvidia.com/gpu" not in container(text)["resources"]["limits"]
 
 
+def test_onnx_models_for_a_gpu_get_one(manifest: Manifest) -> None:
+    on_cuda = manifest.model_copy(update={"engine": "onnxruntime-cuda"})
+    text = render([on_cuda], OFFICIAL)
+    assert container(text)["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "affinity" not in pod(text), "they run on any"
+
+
 def test_plans_that_no_gpu_loads_together(manifest: Manifest) -> None:
     plans = [plan(manifest, "11.2.1", compute_capability=each) for each in ("9.0", "8.9")]
     with pytest.raises(SpecError, match="no GPU loads every plan"):
@@ -159,7 +166,7 @@ def test_each_image_is_started_its_own_way(manifest: Manifest) -> None:
     assert (
         "--backend-config=tensorrt,version-compatible=true" in container(render([manifest], flagged))["args"]
     )
-    with pytest.raises(SpecError, match="cannot serve TensorRT plans"):
+    with pytest.raises(SpecError, match="cannot serve models for a GPU"):
         render([plan(manifest, "11.2.1")], OWN)
 
 

@@ -22,8 +22,8 @@ _NO_DEVICE = '`docker compose up` fails: could not select device driver "nvidia"
 
 
 def check_gpu(launch: Launch) -> Iterator[Finding]:
-    """Findings where a plan or the compose file wants a GPU; none where nobody does."""
-    if not launch.plans and launch.service.gpu is not True:
+    """Findings where a model or the compose file wants a GPU; none where nobody does."""
+    if not launch.gpu_models and launch.service.gpu is not True:
         return
     host = launch.host
     if host.gpu_problem is not None:
@@ -48,15 +48,15 @@ def capabilities(manifest: Manifest) -> set[str]:
 
 
 def _no_gpu(launch: Launch) -> Finding:
-    if not launch.plans:
+    if not launch.gpu_models:
         message = f"this machine has no NVIDIA GPU, and {launch.service.source} asks for one"
         return Finding(None, "gpu", message, _NO_DEVICE, "docker compose -f docker-compose.cpu.yml up")
-    names = ", ".join(manifest.name for manifest in launch.plans)
+    names = ", ".join(manifest.name for manifest in launch.gpu_models)
     return Finding(
         None,
         "gpu",
-        f"this machine has no NVIDIA GPU, and there are TensorRT plans: {names}",
-        "a plan loads on a GPU only",
+        f"this machine has no NVIDIA GPU, and there are models for one: {names}",
+        "a TensorRT plan loads on a GPU only, and so does a model with instances of KIND_GPU",
         "start the container on the machine with the GPU, or build for the CPU: "
         "tritongen build --engine onnxruntime",
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tritongen.errors import RequirementError, SpecError
 from tritongen.serving.container.checks import needed_shm_bytes
 from tritongen.serving.container.gpu_checks import capabilities
+from tritongen.serving.container.launch import needs_gpu
 from tritongen.slo import parse_slo
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ class Settings:
 def render(manifests: Sequence[Manifest], settings: Settings) -> str:
     """All manifests as one YAML text; SpecError for a name or a number that Kubernetes refuses."""
     _check(settings)
-    plans = [manifest.name for manifest in manifests if manifest.backend == "tensorrt"]
-    if plans and settings.backends == "own":
+    on_gpus = [manifest.name for manifest in manifests if needs_gpu(manifest)]
+    if on_gpus and settings.backends == "own":
         raise SpecError(
-            "tritongen's CPU image cannot serve TensorRT plans",
-            found=", ".join(plans),
+            "tritongen's CPU image cannot serve models for a GPU",
+            found=", ".join(on_gpus),
             fix="leave --cpu-image out, or build for the CPU: tritongen build --engine onnxruntime",
         )
     facts = _facts(manifests, settings)
@@ -144,11 +145,11 @@ def _arguments(settings: Settings) -> list[str]:
 def _resources(manifests: Sequence[Manifest], settings: Settings, shm: int) -> dict[str, dict[str, str]]:
     """Requests and limits: the cores and the memory that the trials used; shared memory counts as memory."""
     cores = sum(m.instances * max(1, int(m.runtime.get("intra_op_threads", 1))) for m in manifests)
-    held = sum(m.instances * (m.memory_bytes or 0) for m in manifests if m.backend != "tensorrt")
+    held = sum(m.instances * (m.memory_bytes or 0) for m in manifests if not needs_gpu(m))
     memory = _mebibytes(_BASE_MEMORY_BYTES + math.ceil(1.5 * held) + shm)
     gpus = settings.gpus
     if gpus is None:
-        gpus = 1 if any(manifest.backend == "tensorrt" for manifest in manifests) else 0
+        gpus = 1 if any(map(needs_gpu, manifests)) else 0
     limits = {"memory": memory} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
     # No limit on the CPU: throttling would show as latency.
     return {"requests": {"cpu": str(max(1, cores)), "memory": memory}, "limits": limits}

@@ -32,11 +32,21 @@ class Launch:
         return [manifest for manifest in self.manifests if manifest.backend == "tensorrt"]
 
     @property
+    def gpu_models(self) -> list[Manifest]:
+        """The models that run on a GPU."""
+        return [manifest for manifest in self.manifests if needs_gpu(manifest)]
+
+    @property
     def user(self) -> str | None:
         """The container's user as Docker takes it ("" is root); None where it is unknown."""
         if self.service.user is not None:
             return self.service.user
         return None if self.image.local is None else self.image.local.user
+
+
+def needs_gpu(manifest: Manifest) -> bool:
+    """A plan, or an ONNX file for ONNX Runtime's CUDA or TensorRT provider (engine "onnxruntime-cuda")."""
+    return manifest.backend == "tensorrt" or manifest.engine.startswith("onnxruntime-")
 
 
 def unknown(check: str, message: str, why: str, fix: str, model: str | None = None) -> Finding:

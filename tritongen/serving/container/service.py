@@ -98,6 +98,8 @@ def _published(entry: str | Mapping[str, Any]) -> Published | None:
         outside, _, target = entry.partition("/")[0].rpartition(":")
         address, _, port = outside.rpartition(":")
         inside, address = int(target), address.strip("[]") or "0.0.0.0"  # noqa: S104
+    if ":" in address:  # the same port of IPv4, which is what can be looked at
+        address = "127.0.0.1" if address == "::1" else "0.0.0.0"  # noqa: S104
     return Published(inside, address, int(port)) if port.isdecimal() and port != "0" else None
 
 
