@@ -6,7 +6,10 @@ orderly end. Not proved: anything that TensorRT does; tests/gpu/test_plan_servin
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +26,7 @@ from tests.unit.test_repository_plans import H100, L4, plan_to_write
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.engines.tensorrt.profiles import from_text
 from tritongen.errors import ServerError
+from tritongen.repository.manifest import read_manifest
 from tritongen.repository.writer import write_model
 from tritongen.serving import scratch
 from tritongen.serving.embedded import EmbeddedServer
@@ -112,6 +116,38 @@ def served(standins: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def expected(folder: Path, model: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     with OnnxRuntimeRunner(folder / f"{model}.onnx") as runner:
         return runner.infer(inputs)
+
+
+def tritongen(folder: Path, capability: str, *arguments: str) -> str:
+    """What a command printed on a machine whose "GPU" is a stand-in."""
+    path = os.pathsep.join([str(FOLDER), str(FOLDER.parent.parent)])
+    done = subprocess.run(
+        [sys.executable, "-m", "tritongen", *arguments],
+        capture_output=True, text=True, check=False, cwd=folder, timeout=300,
+        env={**os.environ, "PYTHONPATH": path, "STANDIN_CAPABILITY": capability, "HOME": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_two_gpus_build_into_one_repository(tmp_path: Path) -> None:
+    """`tritongen build` once on each "GPU"; verify loads the plan that is meant for the one at hand."""
+    models.save(models.linear(), tmp_path / "net.onnx")
+    flags = ("--engine", "tensorrt", "--precision", "fp32", "--max-batch-size", "2", "--effort", "quick")
+    tritongen(tmp_path, "9.0", "build", "net.onnx", *flags, "--run-dir", "a")
+    said = tritongen(tmp_path, "8.9", "build", "net.onnx", *flags, "--run-dir", "b")
+    assert "beside the plans for compute capability 9.0" in said
+    manifest = read_manifest(tmp_path / "model_repository" / "net")
+    assert [plan.file for plan in manifest.plans] == ["model.cc89.plan", "model.cc90.plan"]
+    for capability in ("9.0", "8.9"):
+        report = json.loads(tritongen(tmp_path, capability, "verify", "--json"))
+        assert report["findings"] == []
+    plan = tmp_path / "model_repository" / "net" / "2" / "model.cc90.plan"
+    assert "compute capability 9.0" in tritongen(tmp_path, "8.9", "inspect", str(plan))
+    layers = json.loads(
+        tritongen(tmp_path, "9.0", "inspect", str(plan), "--layers", "--profile", "1", "--json")
+    )
+    assert layers["layers"][0]["fused"] == ["conv", "relu"]
 
 
 def test_every_batch_size_in_any_order(served: tuple[Client, Path]) -> None:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
 cudaStreamNonBlocking = 1
-CAPABILITY = (9, 0)
+CAPABILITY = tuple(map(int, os.environ.get("STANDIN_CAPABILITY", "9.0").split(".")))
 
 _memory: dict[int, Any] = {}
 _recording: dict[int, list[Callable[[], None]]] = {}
