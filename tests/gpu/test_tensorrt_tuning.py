@@ -30,7 +30,8 @@ from tritongen.engines.tensorrt.options import FRESH
 from tritongen.engines.tensorrt.recipes import int8_recipes
 from tritongen.engines.tensorrt.runner import TensorRTRunner
 from tritongen.errors import BuildError, ModelError
-from tritongen.precision.int8 import quantize
+from tritongen.precision.int8 import quantize, write_samples
+from tritongen.precision.recipe import Int8Recipe
 from tritongen.runs.events import Event, discard
 from tritongen.runs.records import Candidate, Outcome
 from tritongen.shapes import ResolvedInput
@@ -284,3 +285,20 @@ def test_bf16_and_fp8_are_offered_only_where_version_and_gpu_have_them(engine: T
     assert {"fp32", "fp16", "int8"} <= offered
     assert ("bf16" in offered, "fp8" in offered) <= (has.bf16, has.fp8)
     assert len(engine.devices()) >= 1
+
+
+def test_tensorrts_own_calibrator_is_a_candidate_and_its_cache_is_kept(
+    engine: TensorRTEngine, model: Path, tmp_path: Path
+) -> None:
+    thorough = replace(engine, thorough=True)
+    recipe = next(r for r in thorough.recipes(Precision.INT8) if r.name == "calibrator")
+    assert "calibrator" not in [r.name for r in engine.recipes(Precision.INT8)]
+    rewritten, cache = tmp_path / "plain.onnx", tmp_path / "calibrator-1.txt"
+    calls = [{"x": sample(LARGEST, seed=i)} for i in range(4)]
+    assert isinstance(recipe, Int8Recipe)
+    write_samples(model, calls, recipe, rewritten, cache=cache)
+    artifact = built(engine, rewritten, tmp_path, Precision.INT8)
+    assert artifact.details["precision"]["evidence"] == "PROVEN"
+    assert 1e-4 < relative_error(model, tmp_path, artifact, engine) < 0.1
+    (kept,) = tmp_path.glob("calibrator-1-*.txt")
+    assert b"x:" in kept.read_bytes()

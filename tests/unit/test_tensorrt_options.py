@@ -7,15 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests import models
 from tests.unit.test_tensorrt import IMAGE
 from tritongen.cli import run
 from tritongen.engines.tensorrt import TensorRTEngine, api
 from tritongen.engines.tensorrt.building import could_not_build, load_plugin
+from tritongen.engines.tensorrt.calibrator import calibration_calls
 from tritongen.engines.tensorrt.options import FRESH, builder_options, settings_of, variations
+from tritongen.engines.tensorrt.profiles import Extent
 from tritongen.engines.tensorrt.progress import Phases, monitor
-from tritongen.errors import BuildError, RequirementError, SpecError
+from tritongen.engines.tensorrt.recipes import calibrator_recipe
+from tritongen.errors import BuildError, DataError, RequirementError, SpecError
+from tritongen.precision.int8 import write_samples
 from tritongen.runs.events import Event
 from tritongen.runs.records import Artifact, Candidate
 from tritongen.spec import Precision, Spec, TensorRTSpec, override, spec_for_models
@@ -178,3 +184,20 @@ def test_what_a_failed_build_lacked_is_named() -> None:
     lean = could_not_build("m.onnx", "Unable to load library: libnvinfer_lean.so.8.6.0", "8.6.0")
     assert "tensorrt-lean==8.6.0" in str(lean)
     assert "smaller maximal batch size" in str(could_not_build("m.onnx", "out of memory", "8.6.0"))
+
+
+def test_the_calibrator_gets_the_samples_that_fit_the_first_profile(tmp_path: Path) -> None:
+    recipe, out = calibrator_recipe(), tmp_path / "out" / "model.onnx"
+    path = models.save(models.convolutional(), tmp_path / "m.onnx")
+    assert calibration_calls(path, ()) is None
+    calls = [{"images": np.full((1, 3, size, 8), i, np.float32)} for i, size in enumerate((8, 8, 9))]
+    write_samples(path, calls, recipe, out, cache=tmp_path / "calibrator-1.txt")
+    assert out.exists()
+    one = Extent((1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 8, 8))
+    found = calibration_calls(out, [{"images": one}])
+    assert found is not None
+    assert [call["images"].max() for call in found[0]] == [0.0, 1.0]
+    assert found[1] == tmp_path / "calibrator-1.txt"
+    four = Extent((4, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))
+    with pytest.raises(DataError, match="no sample that fits"):
+        calibration_calls(out, [{"images": four}])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from tritongen.autotune.memory import peak_bytes
 from tritongen.autotune.preparation import opened_data
 from tritongen.engines import load_engine
 from tritongen.errors import BuildError, ModelError
-from tritongen.files import replacing
+from tritongen.files import digest_json, replacing
 from tritongen.graph import Graph, inspect_model
 from tritongen.precision.recipe import Fp16Recipe, Int8Recipe, Recipe
 from tritongen.runs.build import Preparation
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 FILENAME = "trial.json"
 _MADE_UP_SAMPLES = 16
+_CALIBRATOR_SAMPLES = 128
+"""For an engine's own calibrator; they are written to a file."""
 SAMPLES, REFERENCE = "samples.npz", "reference.npz"
 
 
@@ -47,7 +51,8 @@ def run_trial(job_file: Path, events: EventSink) -> None:
     graph = prepared_graph(job.spec, job.preparation)
     _check_unchanged(graph, job)
     shapes = resolved_inputs(graph, job.preparation)
-    engine = load_engine(job.candidate.engine).with_shapes(shapes, job.max_batch_size)
+    engine = load_engine(job.candidate.engine).configured(job.spec, job.effort)
+    engine = engine.with_shapes(shapes, job.max_batch_size)
     artifact = _build(engine, graph, job, folder, events)
     with engine.open(folder, artifact, job.runtimes[0][0]) as candidate:
         accuracy = gate(candidate, graph, job.spec, job.preparation, job.candidate.precision,
@@ -120,14 +125,20 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
         to_half(graph.path, recipe, out)
         return out
     from tritongen.autotune.calibrate import calibrate
-    from tritongen.precision.int8 import quantize, write_ranges
+    from tritongen.precision.int8 import quantize, write_ranges, write_samples
 
     if job.spec.data.calibration is None:
         raise BuildError(f"{job.candidate.precision} needs calibration data", fix="add --calibration-data")
+    data = opened_data(job.spec, graph, job.spec.data.calibration)
+    if recipe.own_calibrator:
+        name = f"calibrator-{digest_json([graph.digest, data.digest])[:16]}.txt"
+        calls = islice(data.batches(1), 0, None, max(1, math.ceil(data.count / _CALIBRATOR_SAMPLES)))
+        write_samples(graph.path, calls, recipe, out, cache=job.calibration_folder / name)
+        return out
     calibration = calibrate(
         graph.path,
         recipe,
-        opened_data(job.spec, graph, job.spec.data.calibration),
+        data,
         job.calibration_folder,
         model_digest=graph.digest,
         events=events,

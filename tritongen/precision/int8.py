@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from tritongen.errors import BuildError, ModelError
 from tritongen.files import write_text
@@ -121,6 +122,25 @@ def write_ranges(model: Path, ranges: Mapping[str, Range], recipe: Int8Recipe, o
     write_text(
         path, json.dumps({"ranges": {name: list(extent) for name, extent in ranges.items()}}, indent=1)
     )
+    return path
+
+
+def write_samples(
+    model: Path, calls: Iterable[Mapping[str, NDArray[Any]]], recipe: Int8Recipe, out: Path, *, cache: Path
+) -> Path:
+    """For an engine with a calibrator of its own: the prepared model at `out`, samples beside it as .npz.
+
+    `cache`: where the engine keeps what it finds. Returns the JSON file beside `out` that names both.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with prepared(model, recipe, beside=out) as ready:
+        save(load(ready), out)
+    samples = out.with_suffix(".samples.npz")
+    np.savez(
+        samples, **{f"{i}/{name}": array for i, call in enumerate(calls) for name, array in call.items()}
+    )
+    path = out.with_suffix(".calibration.json")
+    write_text(path, json.dumps({"samples": str(samples), "cache": str(cache)}))
     return path
 
 

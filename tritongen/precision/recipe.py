@@ -36,6 +36,8 @@ class Int8Recipe:
     """FP8 (E4M3) in place of INT8, in the same places; needs opset 19."""
     implicit: bool = False
     """No Q/DQ nodes: the graph stays as it is, and the engine is given a range for every tensor."""
+    own_calibrator: bool = False
+    """Implicit, and the engine finds the ranges itself: it is given samples."""
     methods: tuple[str, ...] = ("minmax", "percentile", "entropy", "mse")
     """Range methods worth trying (`precision.calibration.METHODS`); none wins everywhere."""
     depthwise: bool = True

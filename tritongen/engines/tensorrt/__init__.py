@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tritongen.engines import Runner, ServingTraits
 from tritongen.engines.tensorrt import api, cuda, inspection
 from tritongen.engines.tensorrt.building import build_plan
+from tritongen.engines.tensorrt.calibrator import calibration_calls, make_calibrator
 from tritongen.engines.tensorrt.options import (
     FRESH,
     MATH,
@@ -31,7 +32,7 @@ from tritongen.engines.tensorrt.profiles import (
     to_text,
     wide_profile,
 )
-from tritongen.engines.tensorrt.recipes import recipes_for
+from tritongen.engines.tensorrt.recipes import calibrator_recipe, recipes_for
 from tritongen.engines.tensorrt.runner import TensorRTRunner
 from tritongen.engines.tensorrt.serving import optimization_text, preferred_batch_sizes, tensor_specs
 from tritongen.errors import BuildError, InputError, RequirementError
@@ -119,7 +120,9 @@ class TensorRTEngine:
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
         """INT8: Q/DQ placements, and implicit ranges where the version has them; FP16: flag or rewrite."""
-        return recipes_for(precision, api.features(api.load()))
+        has = api.features(api.load())
+        rivals = self.thorough and has.implicit_int8 and precision is Precision.INT8
+        return (*recipes_for(precision, has), *((calibrator_recipe(),) if rivals else ()))
 
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002
         """Profiles tuned for batch 1 and for the largest batch; FP32 once without and once with TF32.
@@ -148,6 +151,9 @@ class TensorRTEngine:
         # FP8 comes only through Q/DQ nodes of strongly typed networks, on 10 too.
         strongly_typed = not api.features(trt).weakly_typed or candidate.precision is Precision.FP8
         settings = replace(settings_of(candidate, model), strongly_typed=strongly_typed)
+        calls = calibration_calls(model, settings.profiles)
+        if calls is not None:
+            settings = replace(settings, calibrator=make_calibrator(trt, *calls))
         cache = None if FRESH in candidate.options else self.timing_cache()
         plan = build_plan(trt, model, settings, timing_cache=cache, events=events)
         folder.mkdir(parents=True, exist_ok=True)

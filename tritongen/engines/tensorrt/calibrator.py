@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tritongen.engines.tensorrt import cuda
+from tritongen.engines.tensorrt.profiles import Profile
+from tritongen.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Batches = Iterator[Mapping[str, NDArray[np.generic]]]
+    Call = dict[str, NDArray[np.generic]]
+
+
+def calibration_calls(model: Path, profiles: Sequence[Profile]) -> tuple[list[Call], Path] | None:
+    """(samples of the first profile's usual shapes, the cache's file) beside a model, if there are any.
+
+    DataError if no sample has those shapes: TensorRT calibrates at them alone.
+    """
+    described = model.with_suffix(".calibration.json")
+    if not described.exists():
+        return None
+    found = json.loads(described.read_text(encoding="utf-8"))
+    calls: dict[str, Call] = {}
+    with np.load(found["samples"]) as stored:
+        for key in stored.files:
+            index, _, name = key.partition("/")
+            calls.setdefault(index, {})[name] = stored[key]
+    usual = {name: extent.opt for name, extent in profiles[0].items()} if profiles else None
+    fitting = [one for one in calls.values() if usual in (None, {n: a.shape for n, a in one.items()})]
+    if not fitting:
+        raise DataError(
+            "TensorRT's own calibrator has no sample that fits",
+            found=", ".join(sorted({str({n: a.shape for n, a in one.items()}) for one in calls.values()})),
+            expected=str(usual),
+            fix="give calibration data of the usual shapes (--shape)",
+        )
+    return fitting, Path(found["cache"])
+
+
+def make_calibrator(trt: Any, calls: Sequence[Call], cache: Path) -> Any:
+    """An entropy calibrator over `calls`; its cache belongs to this version of TensorRT."""
+    cache = cache.with_name(f"{cache.stem}-{trt.__version__}{cache.suffix}")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    return entropy_calibrator(trt, iter(calls), len(next(iter(calls[0].values()))), cache)
 
 
 def entropy_calibrator(trt: Any, batches: Batches, batch_size: int, cache: Path) -> Any:

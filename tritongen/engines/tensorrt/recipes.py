@@ -38,6 +38,13 @@ def implicit_recipe() -> Int8Recipe:
     return Int8Recipe(name="implicit", operators=(), implicit=True, methods=METHODS)
 
 
+def calibrator_recipe() -> Int8Recipe:
+    """Ranges by TensorRT's own IInt8EntropyCalibrator2 (8.6 and 10): a rival, one more slow build."""
+    return Int8Recipe(
+        name="calibrator", operators=(), implicit=True, own_calibrator=True, methods=("entropy2",)
+    )
+
+
 def half_recipe() -> Fp16Recipe:
     """FP16 throughout, with FP32 inputs and outputs: for strongly typed networks (11)."""
     return Fp16Recipe(name="half")
