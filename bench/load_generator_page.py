@@ -109,7 +109,7 @@ def _closed_words(rows: list[Row], cores: int) -> Iterator[str]:
             else "the rest went to others or to waiting"
         )
         yield (
-            f"\n- {row['target']}, {row['protocol']}, {row['concurrency']} in flight: {ratio(row):.2f}. "
+            f"\n- {row['target']}, {row['protocol']}, {row['concurrency']} in flight: {ratio(row):.3f}. "
             f"Sender and server took {use:.0%} of the machine, {full}."
         )
 
