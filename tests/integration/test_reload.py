@@ -9,14 +9,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from tests import models
 from tests.integration.conftest import CommandLine
+from tests.repository_models import to_write
 from tests.versions import ITEMS, NAME, write_version
+from tritongen.autotune.inputs import storable
 from tritongen.errors import InputError, RepositoryError, ServerError, TritongenError
 from tritongen.loadtest.run import run_load_test
 from tritongen.loadtest.settings import Settings
@@ -26,6 +31,7 @@ from tritongen.repository.kept import kept_states, shadow_name
 from tritongen.repository.manifest import read_manifest
 from tritongen.repository.targets import embedded
 from tritongen.repository.verify import Place, verify_repository
+from tritongen.repository.writer import write_model
 from tritongen.runs.events import Event
 from tritongen.runs.reload import ReloadReport
 from tritongen.serving.control import RefusedError, ServerControl, connect
@@ -234,6 +240,46 @@ def test_what_cannot_be_used(start: Start, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="is not what was built"):
         served.reload()
     assert served.versions() == {NAME: [1]}
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "one_per_item": {"x": np.array([1, -2, 3], np.float32)},  # more items than fit into one call
+    "scalar_input": {"x": np.ones((1, 4), np.float32), "scale": np.array(3, np.float32)},
+    "two_in_two_out": {"a": np.eye(2, 3, dtype=np.float32), "b": np.ones((2, 3), np.float32)},
+    "strings": {"word": np.array([["dog"], ["caf\u00e9"]])},
+    "half_precision": {"x": np.ones((2, 4), np.float16)},
+}
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_answers_of_every_kind_are_compared(kinds: EmbeddedServer, scheme: str) -> None:
+    control = connect(getattr(kinds, f"{scheme}_url"))
+    for name in KNOWN:
+        report = reload_model(control, kinds.repository, name)
+        assert report.outcome == "unchanged", name
+        assert report.answers, name
+        assert all(answer.passed for answer in report.answers), report.answers
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Models whose tensors travel in different ways, with their answers as `build` keeps them."""
+    base = tmp_path_factory.mktemp("kinds")
+    for name, inputs in KNOWN.items():
+        path = models.save(models.SERVABLE[name](), base / f"{name}.onnx")
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        feed = {
+            key: array.astype(object) if array.dtype.kind == "U" else array for key, array in inputs.items()
+        }
+        outputs = dict(
+            zip([each.name for each in session.get_outputs()], session.run(None, feed), strict=True)
+        )
+        reference = {**storable(inputs, "input"), **storable(outputs, "output")}
+        largest = {"one_per_item": 2, "scalar_input": 0}.get(name, 4)
+        model = to_write(path, base / "runs" / name, name=name, max_batch_size=largest)
+        write_model(base / "repository", replace(model, reference=reference))
+    with EmbeddedServer(base / "repository", load=["*"]) as server:
+        yield server
 
 
 @pytest.mark.parametrize("mode", ["none", "poll"])
