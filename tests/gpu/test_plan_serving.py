@@ -99,7 +99,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     embedding(folder / "ids.onnx")
     for name, seed in (("calibration", 1), ("validation", 2)):
         np.savez(folder / f"{name}.npz", x=sample(64, seed))
-    (folder / "tritongen.yaml").write_text(SPEC)
+    (folder / "tritongen.yaml").write_text(SPEC, encoding="utf-8")
     passed(folder, "build", "--effort", "quick", "--build-budget", "2")
     return folder
 
@@ -107,8 +107,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_of(built: Path, name: str) -> tuple[Path, dict[str, Any], Any]:
     """Folder, manifest and parsed config of one model."""
     folder = built / "model_repository" / name
-    manifest = json.loads((folder / "manifest.json").read_text())
-    return folder, manifest, parse((folder / "config.pbtxt").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return folder, manifest, parse((folder / "config.pbtxt").read_text(encoding="utf-8"))
 
 
 class Server:
@@ -163,8 +163,8 @@ def test_the_repository_says_what_was_built(built: Path) -> None:
     assert config.instance_group[0].count == manifest["instances"] == 2
     assert config.instance_group[0].kind == 1  # KIND_GPU
     assert list(config.instance_group[0].profile) == ["0", "1"]
-    losers = {loser["candidate"] for loser in json.loads(
-        next((built / ".tritongen" / "net").glob("selection.json")).read_text())["losers"]}  # fmt: skip
+    path = built / ".tritongen" / "net" / "selection.json"
+    losers = {loser["candidate"] for loser in json.loads(path.read_text(encoding="utf-8"))["losers"]}
     assert any("int8" in name for name in {*losers, manifest["candidate"]["id"]})
     assert any("fp16" in name for name in {*losers, manifest["candidate"]["id"]})
 
@@ -253,13 +253,13 @@ def test_a_plan_of_another_gpu_stays_beside_and_each_gpu_gets_its_own(built: Pat
     """The first plan is said to be of another GPU, and `build` runs again."""
     for name in ("net.onnx", "calibration.npz", "validation.npz"):
         shutil.copy(built / name, tmp_path)
-    (tmp_path / "tritongen.yaml").write_text(SPEC.partition("  ids:")[0])
+    (tmp_path / "tritongen.yaml").write_text(SPEC.partition("  ids:")[0], encoding="utf-8")
     shutil.copytree(built / "model_repository" / "net", tmp_path / "model_repository" / "net")
     path = tmp_path / "model_repository" / "net" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["plans"][0]["versions"] |= {"compute_capability": "8.0", "gpu": "another"}
     path.write_text(json.dumps(manifest))
-    passed(tmp_path, "build", "--effort", "quick", "--build-budget", "1", "--precision", "fp16")
+    passed(tmp_path, "build", "--effort", "quick", "--build-budget", "0.5", "--precision", "fp16")
     folder, manifest, config = model_of(tmp_path, "net")
     here = TensorRTEngine().versions()["compute_capability"]
     own = f"model.cc{here.replace('.', '')}.plan"
@@ -283,7 +283,9 @@ def test_a_server_that_cannot_load_a_plan_says_why(
         (repository / "ids" / "1" / "model.plan").write_bytes(b"no plan" * 1000)
     else:
         config = repository / "ids" / "config.pbtxt"
-        config.write_text(config.read_text().replace("max_batch_size: 4", "max_batch_size: 64"))
+        config.write_text(
+            config.read_text(encoding="utf-8").replace("max_batch_size: 4", "max_batch_size: 64")
+        )
     done = tritongen(tmp_path, "serve", "model_repository", "--background", *ANY_PORTS)
     assert done.returncode != 0
     assert re.search(expected, done.stderr), done.stderr

@@ -30,8 +30,9 @@ def prepare_backends(installation: Installation, scratch: Path) -> Path:
         if file.is_file() and file.name != "triton_python_backend_utils.py":
             shutil.copy(file, python)
     shutil.copy(installation.stub, python)
-    utilities = (installation.python_backend / "triton_python_backend_utils.py").read_text()
-    (python / "triton_python_backend_utils.py").write_text(_module_path_lines() + utilities)
+    utilities = (installation.python_backend / "triton_python_backend_utils.py").read_text(encoding="utf-8")
+    target = python / "triton_python_backend_utils.py"
+    target.write_text(_module_path_lines() + utilities, encoding="utf-8")
     for model in BACKENDS.glob("*/model.py"):
         (backends / model.parent.name).mkdir()
         shutil.copy(model, backends / model.parent.name)
