@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tritongen.loadtest import statistics
-from tritongen.loadtest.correlation import BATCHES, above_headroom, swing_cost
+from tritongen.loadtest.correlation import BATCHES, NOTICED, above_headroom, swing_cost
 from tritongen.loadtest.distributions import beta_cdf, beta_quantile, normal_quantile, student_t_quantile
 from tritongen.loadtest.looks import look_sizes
 from tritongen.loadtest.statistics import Decision, bursts_of, judge_share
@@ -295,6 +295,15 @@ def test_the_interval_of_a_percentile_covers_it() -> None:
         bounds = statistics.percentile_interval(sojourn_times(random, 20_000, 0.5), 99)
         covered += bounds.low <= true_p99(0.5) <= bounds.high
     assert covered >= 88
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.7])
+def test_a_mean_at_its_limit_hardly_ever_passes(rho: float) -> None:
+    random = np.random.default_rng(17)
+    limit = 1 / (1 - rho)
+    judged = [statistics.judge_mean(sojourn_times(random, 5000, rho)) for _ in range(400)]
+    passed = sum(each.interval.high <= limit and each.autocorrelation <= NOTICED for each in judged)
+    assert passed <= 8
 
 
 def test_the_interval_of_a_mean_covers_it_and_failures_do_not_break_it() -> None:

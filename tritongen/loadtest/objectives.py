@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritongen.loadtest import statistics
-from tritongen.loadtest.correlation import BATCHES, TOO_SLOW, above_headroom
+from tritongen.loadtest.correlation import BATCHES, NOTICED, above_headroom
 from tritongen.loadtest.evidence import Evidence, growing_backlog
 from tritongen.loadtest.statistics import ALPHA, Decision, ShareJudgement
 from tritongen.runs.loadtest import Objective
@@ -205,7 +205,7 @@ def _completions_per_s(evidence: Evidence) -> NDArray[np.float64]:
 
 def _side(judged: statistics.MeanJudgement, slo: Slo, *, enough: bool) -> Decision:
     """On which side of the limit the whole interval lies."""
-    if not enough or judged.autocorrelation > TOO_SLOW:
+    if not enough or judged.autocorrelation > NOTICED:
         return Decision.UNDECIDED
     interval = judged.interval
     if slo.holds(interval.low) and slo.holds(interval.high):
