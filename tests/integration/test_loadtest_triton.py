@@ -80,6 +80,21 @@ def test_triton_says_in_its_words_what_is_wrong(triton: EmbeddedServer) -> None:
         load(triton.http_url, shapes={"x": "5"})
 
 
+def test_its_three_ports_are_told_apart(triton: EmbeddedServer) -> None:
+    metrics = triton.metrics_url.removesuffix("/metrics")
+    for url, text in (
+        (f"http://127.0.0.1:{triton.grpc_port}", "is a gRPC port"),
+        (f"grpc://127.0.0.1:{triton.http_port}", "is an HTTP port"),
+        (metrics, "is a metrics port"),
+        (metrics.replace("http", "grpc"), "is a metrics port"),
+    ):
+        with pytest.raises(ServerError, match=text):
+            load(url, rate=50)
+    for url in (triton.http_url, triton.grpc_url):
+        with pytest.raises(ServerError, match="has no version 9"):
+            load(url, rate=50, version="9")
+
+
 def test_the_command(triton: EmbeddedServer, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = [
         "--url",

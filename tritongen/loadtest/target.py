@@ -88,6 +88,10 @@ def describe(control: ServerControl, model: str, version: str = "") -> ServedMod
     """Ask the server about a model that must be ready; ServerError with its own words otherwise."""
     _check_ready(control, model, version)
     metadata = control.model_metadata(model, version)
+    if not metadata.inputs and not metadata.outputs:  # Triton's metrics port says OK to every GET
+        raise ServerError(
+            f"the server at {control.url} does not describe model '{model}'", found="no inputs and no outputs"
+        )
     server = control.server_metadata()
     inputs = tuple(_tensor(each) for each in metadata.inputs)
     declared = _max_batch_size(control, model, version)

@@ -27,7 +27,7 @@ def explain_wrong_port(error: ServerError, address: Address) -> ServerError:
         return error
     return ServerError(
         f"{address.url} is {_NAMES[found]}",
-        found=error.found,
+        found=error.found if (error.found or "").isprintable() else None,
         expected=f"the server's {'HTTP' if address.protocol == 'http' else 'gRPC'} port"
         + (" with TLS" if address.secure else ""),
         fix=_fix(found, address),
