@@ -110,8 +110,21 @@ def deployment(built: Path, image: Image, engine: Engine) -> Iterator[Deployment
         project.call("up", "--detach")
         running.wait_until_healthy()
         yield dataclasses.replace(running, ready_s=time.monotonic() - started)
+        _stop_in_order(running)
     finally:
         project.call("down", "--volumes", "--remove-orphans", check=False)
+    label = f"label=com.docker.compose.project={project.name}"
+    assert engine.containers(label, stopped=True) == ()
+    for kind in ("network", "volume"):
+        assert engine.call(kind, "ls", "--quiet", f"--filter={label}").stdout == ""
+
+
+def _stop_in_order(running: Deployment) -> None:
+    """Within the grace period, by its own doing: SIGKILL would make the exit code 137."""
+    running.project.call("stop")
+    container = running.container()
+    assert (container.state, container.exit_code) == ("exited", 0)
+    assert running.logs().rstrip().endswith("stopped")
 
 
 def _set(env_file: Path, **values: object) -> None:

@@ -146,20 +146,6 @@ def test_the_dashboard_asks_for_metrics_that_triton_has(deployment: Deployment) 
     assert {name for name in asked if not name.startswith("nv_gpu_")} <= metrics
 
 
-def test_stopping_is_orderly_and_leaves_nothing(deployment: Deployment) -> None:
-    """Last of this file, as the project is gone after it."""
-    project, engine = deployment.project, deployment.engine
-    project.call("stop")
-    container = deployment.container()
-    assert (container.state, container.exit_code) == ("exited", 0)
-    assert deployment.logs().rstrip().endswith("stopped")
-    project.call("down", "--volumes", "--remove-orphans")
-    label = f"label=com.docker.compose.project={project.name}"
-    assert engine.containers(label, stopped=True) == ()
-    for kind in ("network", "volume"):
-        assert engine.call(kind, "ls", "--quiet", f"--filter={label}").stdout == ""
-
-
 @pytest.mark.parametrize("files", [(GPU_FILE,), (GPU_FILE, HARDENED_FILE), (CPU_FILE,)], ids="+".join)
 def test_compose_reads_the_files(files: tuple[str, ...]) -> None:
     """With every profile and with triton.env; the commands are split into the words that are meant."""
