@@ -65,19 +65,28 @@ def test_digits_int8_passes_and_wins_if_it_is_faster(digits: Path, tritongen: Co
         assert selection.runners_up, "INT8 passed the gate, so it is at least a runner-up"
 
 
-def test_tabular_int8_is_rejected_by_the_gate(tabular: Path, tritongen: CommandLine) -> None:
+def test_tabular_int8_is_rejected_by_the_gate_and_only_a_mixture_may_win(
+    tabular: Path, tritongen: CommandLine
+) -> None:
     trials, selection = _build(tabular, "cells", tritongen)
 
-    assert _int8(trials), "INT8 was not tried"
-    for trial in _int8(trials):
+    plain = [trial for trial in _int8(trials) if not trial.candidate.held]
+    assert plain, "INT8 was not tried"
+    for trial in plain:
         assert trial.outcome is Outcome.REJECTED, trial.reason
         assert trial.accuracy is not None
         assert trial.accuracy.loss is not None
         assert trial.accuracy.loss > 10
-    assert _precision_of(selection.winner, trials) is Precision.FP32
     reasons = {loser.candidate: loser.reason for loser in selection.losers}
-    for trial in _int8(trials):
+    for trial in plain:
         assert "rejected" in reasons[trial.candidate.id]
         assert "98.50 %" in reasons[trial.candidate.id]
         assert trial.candidate.id not in selection.runners_up
-    assert "QuantizeLinear" not in _served_operators(tabular, "cells")
+    # Whether INT8 is fast enough here to be worth a mixture is this machine's affair.
+    for trial in _int8(trials):
+        if trial.candidate.held:
+            assert trial.outcome is Outcome.PASSED, trial.reason
+            assert trial.accuracy is not None
+            assert (trial.accuracy.loss or 0.0) <= 1.0
+    int8_won = _precision_of(selection.winner, trials) is Precision.INT8
+    assert int8_won == ("QuantizeLinear" in _served_operators(tabular, "cells"))
