@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,23 +57,32 @@ def _tritongen(
     )
 
 
+@contextmanager
 def _foreground(
     repository: Path, environment: Mapping[str, str], *more: str, seen: list[str] | None = None
-) -> subprocess.Popen[str]:
+) -> Iterator[subprocess.Popen[str]]:
     """A foreground server that has said that it is ready; `seen` gets what it said until then."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "tritongen", "serve", str(repository), *FREE_PORTS, *more],
         env=dict(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            _await_ready(process, seen)
+            yield process
+        finally:
+            process.kill()  # a test that failed must not wait for it for good
+
+
+def _await_ready(process: subprocess.Popen[str], seen: list[str] | None) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         if seen is not None:
             seen.append(line)
         if line.startswith("Ctrl-C"):
-            return process
+            return
     assert process.stderr is not None
     pytest.fail(f"it did not become ready: {process.stderr.read()}")
 
