@@ -107,7 +107,8 @@ def _look(spec: ModelSpec, graph: Graph, events: EventSink) -> tuple[_Data, tupl
 
 def _reviewed(data: _Data, events: EventSink) -> tuple[str, ...]:
     calibration = data.opened.get("calibration")
-    if calibration is None:
+    # A function is called again for every look, and may fail in each: not for the sake of warnings.
+    if calibration is None or any(map(is_function, data.sources.values())):
         return ()
     events(Event("inspect", "progress", "reviewing the calibration data"))
     return review(calibration, data.opened.get("validation"))

@@ -28,7 +28,7 @@ from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Accuracy, Artifact, Candidate, Outcome, Trial
 from tritongen.runs.store import read_record, write_record
 from tritongen.samples import synthetic_dataset
-from tritongen.spec import ModelSpec, Precision
+from tritongen.spec import ModelSpec, Precision, is_function
 
 if TYPE_CHECKING:
     from tritongen.engines import Engine, Runner
@@ -143,6 +143,9 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
         model_digest=graph.digest,
         events=events,
     )
+    if is_function(job.spec.data.calibration):  # files were reviewed before the trials
+        for warning in calibration.warnings:
+            events(Event("calibrate", "warning", warning))
     events(Event("trial", "progress", "quantizing"))
     ranges = calibration.by(str(job.candidate.options[RANGES]))
     if recipe.implicit:
