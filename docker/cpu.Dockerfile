@@ -18,6 +18,9 @@ RUN if ! python3 -c 'import ctypes, sys; ctypes.CDLL("libpython%d.%d.so.1.0" % s
     fi
 
 FROM python AS installed
+# The classic builder keeps this stage as an unnamed image; the label lets it be found and removed:
+#   docker image prune --filter label=org.tritongen.stage
+LABEL org.tritongen.stage=installed
 COPY wheelhouse /wheelhouse
 RUN ls /wheelhouse/tritongen-*.whl >/dev/null 2>&1 || { \
       echo "docker/wheelhouse is empty: run 'make wheelhouse', or see docker/wheelhouse/README.md" >&2; exit 1; }

@@ -78,6 +78,7 @@ def image(engine: Engine) -> Iterator[Image]:
     assert made is not None
     yield made
     engine.call("rmi", "--force", name)
+    engine.call("image", "prune", "--force", "--filter=label=org.tritongen.stage", check=False)
 
 
 @pytest.fixture(scope="session")
