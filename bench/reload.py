@@ -1,6 +1,6 @@
 """Reloads under load: how many requests fail, and what clients feel of it.
 
-`python bench/reload.py` measures (about 3 minutes) and writes bench/results/reload.json;
+`python bench/reload.py` measures (8 to 12 minutes) and writes bench/results/reload.json;
 `python bench/reload.py --table` writes what is there into docs/benchmarks.md.
 
 The embedded Triton serves a small model with two instances; the load generator sends at a fixed rate, open
@@ -142,7 +142,8 @@ embedded Triton {found["triton"]}, while one version after the other was built a
 {chr(10).join(rows)}
 
 Medians per reload: {times}.
-Latency during reloads is what starting Python processes costs on so few cores; nothing waits for the switch.
+Latencies are no more than an order of magnitude: other work ran on the same cores meanwhile (the load average), so
+that the difference between the rows of one protocol says nothing about the reloads. The failures are what counts.
 """
 
 
