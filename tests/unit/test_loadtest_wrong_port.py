@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tritongen.errors import ServerError
-from tritongen.loadtest.target import Address, Protocol
+from tritongen.loadtest.job import Protocol
+from tritongen.loadtest.target import Address
 from tritongen.loadtest.wrong_port import explain_wrong_port, listener
 
 METRICS = "# HELP nv_x\n# TYPE nv_x counter\nnv_x 1\n"
