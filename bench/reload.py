@@ -142,8 +142,8 @@ embedded Triton {found["triton"]}, while one version after the other was built a
 {chr(10).join(rows)}
 
 Medians per reload: {times}.
-Latencies are no more than an order of magnitude: other work ran on the same cores meanwhile (the load average), so
-that the difference between the rows of one protocol says nothing about the reloads. The failures are what counts.
+Latencies are orders of magnitude at most: other work ran on the same cores meanwhile (the load average),
+so that the rows of one protocol do not show what reloads cost. The failures are what counts.
 """
 
 
