@@ -36,8 +36,10 @@ doctor: $(VENV)/.demo ## what works on this machine, and what is missing
 WHEELHOUSE := docker/wheelhouse
 WHEELS_FOR := --only-binary=:all: --implementation cp --python-version 3.11 $(addprefix --platform manylinux_2_,17_x86_64 27_x86_64 28_x86_64 34_x86_64 35_x86_64) --platform manylinux2014_x86_64
 wheelhouse: $(VENV)/.demo ## fill docker/wheelhouse, from which the CPU image is built without a network
-	@rm -f $(WHEELHOUSE)/tritongen-*.whl
-	@$(PIP) wheel --quiet --no-deps --wheel-dir $(WHEELHOUSE) .
+	@set -e; new=$$(mktemp -d -p $(WHEELHOUSE)); trap 'rm -rf '$$new EXIT; \
+	$(PIP) wheel --quiet --no-deps --wheel-dir $$new .; \
+	for old in $(WHEELHOUSE)/tritongen-*.whl; do [ -e $$new/$$(basename $$old) ] || rm -f $$old; done; \
+	mv -f $$new/*.whl $(WHEELHOUSE)/
 	@[ $(WHEELHOUSE)/.filled -nt pyproject.toml ] || { \
 	    rm -f $$(ls $(WHEELHOUSE)/*.whl | grep -v /tritongen-) && \
 	    $(PIP) download --quiet $(WHEELS_FOR) --dest $(WHEELHOUSE) pip \
