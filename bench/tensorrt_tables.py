@@ -35,40 +35,155 @@ def smoke() -> str:
     return table(("candidate", "builds and runs", "shown by"), rows)
 
 
-def resnet() -> str:
-    points = read("tensorrt_latency_resnet50.json")["results"][0]["points"]
-    eager = {(r["precision"], r["batch"]): r["median_ms"] for r in read("torch_eager.json")["eager"]
-             if r["model"] == "resnet50"}  # fmt: skip
-    ours = {(p["cuda_graph"], p["transfers"], p["batch"]): p["median_ms"] for p in points}
-    batches = (1, 8, 64)
-    rows: list[list[object]] = [
-        [f"PyTorch eager {name}", *(f"{eager[key, b]:.2f}" for b in batches)]
-        for key, name in (("fp32", "FP32 (TF32 off)"), ("tf32", "TF32"), ("fp16", "FP16"))
-    ]
-    for (graph, transfers), name in (
-        ((True, False), "INT8 explicit, CUDA graph"),
-        ((False, False), "INT8 explicit, without CUDA graph"),
-        ((True, True), "INT8 explicit, CUDA graph, copies to and from the GPU included"),
-    ):
-        rows.append([name, *(f"{ours[graph, transfers, b]:.3f}" for b in batches)])
-    return table(("ResNet-50, 224², median ms", *(f"batch {b}" for b in batches)), rows)
+BATCHES = (1, 8, 64)
+EAGER = (
+    ("fp32", "PyTorch eager FP32 (TF32 off)"),
+    ("tf32", "PyTorch eager TF32"),
+    ("fp16", "PyTorch eager FP16"),
+)
+PLANS = {
+    "fp32": "FP32, TF32 off",
+    "tf32": "TF32",
+    "fp16": "FP16",
+    "int8-implicit": "INT8 implicit (ranges)",
+    "int8-residual": "INT8 explicit (Q/DQ, our placement)",
+}
+NAMES = {"resnet50": "ResNet-50, 224²", "yolov8n": "YOLOv8n, 320²", "bert-large": "BERT-Large, sequence 128"}
 
 
-def bert() -> str:
+def latency(model: str, file: str) -> str:
+    """Median ms of PyTorch and of each plan, with and without CUDA graph, and with copies; ratios at 64."""
+    plans = {row["variant"]: row for row in results(file)}
+    base = medians(plans["fp32"], graph=True)[64] if "fp32" in plans else None
+    rows: list[list[object]] = []
     eager = {(r["precision"], r["batch"]): r["median_ms"] for r in read("torch_eager.json")["eager"]
-             if r["model"] == "bert-large"}  # fmt: skip
-    rows = [
-        [f"PyTorch eager {name}", *(f"{eager[key, b]:.2f}" for b in (1, 8, 64))]
-        for key, name in (("fp32", "FP32 (TF32 off)"), ("tf32", "TF32"), ("fp16", "FP16"))
-    ]
-    return table(("BERT-Large, sequence 128, median ms", "batch 1", "batch 8", "batch 64"), rows)
+             if r["model"] == model}  # fmt: skip
+    if eager:
+        rows += [
+            [name, *(f"{eager[key, b]:.2f}" for b in BATCHES), ratio(base, eager[key, 64])]
+            for key, name in EAGER
+        ]
+    for name, words in PLANS.items():
+        for graph, transfers, how in (
+            (True, False, ""), (False, False, ", without CUDA graph"), (True, True, ", with copies")
+        ):  # fmt: skip
+            if name in plans:
+                found = medians(plans[name], graph=graph, transfers=transfers)
+                rows.append([words + how, *(f"{found[b]:.3f}" for b in BATCHES), ratio(base, found[64])])
+    return table((f"{NAMES[model]}, median ms", *(f"batch {b}" for b in BATCHES), "× FP32 plan at 64"), rows)
+
+
+def results(file: str) -> list[dict[str, Any]]:
+    """The rows of a results file; none if that bench has not been run."""
+    return list(read(file)["results"]) if (RESULTS / file).exists() else []
+
+
+def medians(row: dict[str, Any], *, graph: bool, transfers: bool = False) -> dict[int, float]:
+    """Median ms by batch size under one way of running."""
+    return {
+        p["batch"]: p["median_ms"]
+        for p in row["points"]
+        if p["cuda_graph"] == graph and p.get("transfers", False) == transfers
+    }
+
+
+def ratio(base: float | None, found: float) -> str:
+    return f"{base / found:.2f}" if base else ""
+
+
+def layers() -> str:
+    """Where the time of each plan goes at batch 64."""
+    rows = []
+    for file in LATENCY.values():
+        for row in results(file):
+            found = row["layers_at_64"]
+            kinds = ", ".join(f"{kind} {ms:.2f}" for kind, ms in sorted(found["ms_by_precision"].items()))
+            rows.append((row["model"], row["variant"], found["layers"], found["reformats"], kinds))
+    return table(("model", "plan", "layers", "of them reformats", "ms at batch 64, layer by layer"), rows)
+
+
+LATENCY = {
+    "resnet50": "tensorrt_latency_resnet50.json",
+    "yolov8n": "tensorrt_latency_yolov8n.json",
+    "bert-large": "tensorrt_latency_bert.json",
+}
 
 
 def builds() -> str:
     rows = [
         (b["model"], b["variant"], b["seconds"], b["beside"]) for b in read("tensorrt_builds.json")["builds"]
     ]
-    return table(("model", "candidate", "seconds", "beside it on the same GPU"), rows)
+    return table(("model", "candidate", "seconds", "timing cache before; what else ran"), rows)
+
+
+def profiles() -> str:
+    """Profiles and CUDA graphs of ResNet-50 FP16."""
+    rows = [
+        [PROFILE_NAMES[row["variant"]] + ("" if graph else ", without CUDA graph"), row["build_seconds"],
+         *(f"{medians(row, graph=graph)[b]:.3f}" for b in BATCHES)]
+        for row in results("tensorrt_profiles.json")
+        for graph in (True, False)
+    ]  # fmt: skip
+    head = ("ResNet-50 FP16, median ms", "built in s", *(f"batch {b}" for b in BATCHES))
+    return table(head, rows)
+
+
+PROFILE_NAMES = {
+    "wide-cold": "one profile 1 … 64",
+    "wide-cached": "the same, built again with the timing cache",
+    "own-profiles": "profiles for 1, 8 and 64",
+}
+
+
+def contexts() -> str:
+    """k contexts at once, copies included."""
+    points = next((row["contexts"] for row in results("tensorrt_profiles.json") if row["contexts"]), [])
+    rows = [
+        (p["contexts"], p["batch"], f"{p['median_ms']:.3f}", f"{p['p99_ms']:.3f}", f"{p['per_second']:,.0f}",
+         f"{p['device_bytes'] / 2**20:.0f}")
+        for p in points
+    ]  # fmt: skip
+    head = ("contexts at once", "batch", "median ms", "P99 ms", "inferences/s", "MiB of GPU memory each")
+    return table(head, rows)
+
+
+def serving() -> str:
+    """The bare engine beside what the embedded server answers, and where a request's time goes."""
+    rows = []
+    for file in sorted(RESULTS.glob("tensorrt_serving_*.json")):
+        found = read(file.name)
+        who = f"{found['model']} {found['variant']}"
+        rows += [
+            (who, f"bare engine, batch {p['batch_size']}", f"{p['throughput']:,.0f}", f"{p['median_ms']:.2f}",
+             f"{p['p99_ms']:.2f}", "", "")
+            for p in found["bare_engine"] if p["instances"] == 1
+        ]  # fmt: skip
+        slo = [found["slo"]] if "slo" in found else []
+        rows += [(who, *served(run)) for run in (*found.get("closed_loop", []), *slo) if "waterfall" in run]
+    head = (
+        *("model", "load", "inferences/s", "median ms", "P99 ms", "mean batch"),
+        "mean ms: network + queue + input + compute + output",
+    )
+    return table(head, rows)
+
+
+def served(run: dict[str, Any]) -> tuple[str, ...]:
+    """One load test's cells."""
+    load, times = run["load"], run["response_ms"]["percentiles"]
+    how = f"{load['concurrency']} in flight × {load['batch_size']}"
+    if load["rate"]:
+        how = f"{load['rate']:g} requests/s (promise {run['objectives'][0]['slo']}: {run['outcome']})"
+    return (
+        how,
+        f"{run['inferences_per_s']:,.0f}",
+        f"{times['p50']:.2f}",
+        f"{times['p99']:.2f}",
+        f"{run['server_figures']['mean_batch']:.1f}",
+        " + ".join(f"{run['waterfall'][part]:.2f}" for part in PARTS),
+    )
+
+
+PARTS = ("network_ms", "queue_ms", "compute_input_ms", "compute_infer_ms", "compute_output_ms")
 
 
 def ranges() -> str:
@@ -96,8 +211,18 @@ def mixed() -> str:
 _LEFT_OUT = ("model", "method", "quantized", "top_score", "text_share", "steps_with_text")
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    "smoke": smoke, "resnet": resnet, "bert": bert, "builds": builds, "ranges": ranges, "mixed": mixed
-}  # fmt: skip
+    "smoke": smoke,
+    "resnet": lambda: latency("resnet50", LATENCY["resnet50"]),
+    "yolo": lambda: latency("yolov8n", LATENCY["yolov8n"]),
+    "bert": lambda: latency("bert-large", LATENCY["bert-large"]),
+    "layers": layers,
+    "profiles": profiles,
+    "contexts": contexts,
+    "serving": serving,
+    "builds": builds,
+    "ranges": ranges,
+    "mixed": mixed,
+}
 
 
 def filled(page: str) -> str:
