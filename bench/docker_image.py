@@ -25,6 +25,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from page import write_section
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -36,8 +38,6 @@ from tritongen.serving.embedded import EmbeddedServer  # noqa: E402
 from tritongen.serving.ports import free_ports  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "docker_image.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
-MARKS = "<!-- docker: begin -->", "<!-- docker: end -->"
 TAG, STARTS, KILLS = "tritongen-bench", 5, 3
 READY_S = 120.0
 
@@ -164,24 +164,13 @@ one small model, medians of {STARTS} starts and {KILLS} kills.
 """
 
 
-def write_table() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    text = f"{MARKS[0]}\n{table(json.loads(RESULTS.read_text(encoding='utf-8')))}{MARKS[1]}"
-    if MARKS[0] in page:
-        head, rest = page.split(MARKS[0])
-        page = head + text + rest.split(MARKS[1])[1]
-    else:
-        page = f"{page.rstrip()}\n\n{text}\n"
-    PAGE.write_text(page, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--table", action="store_true", help="write the results into docs/benchmarks.md")
     if parser.parse_args().table:
-        write_table()
+        write_section("docker", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
         return
     engine = find_engine()
     loads = [os.getloadavg()[0]]

@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 import perf_analyzer
-from load_generator_page import TOOLS, write_page
+from load_generator_page import TOOLS, section
+from page import write_section
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "load_generator.json"
@@ -346,7 +347,7 @@ def main() -> None:
     options = parser.parse_args()
     known = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.table:
-        write_page(known)
+        write_section("load generator", section(known))
         return
     if options.memory:
         found = {**known, "memory": memory(options.memory)}

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-MARKS = "<!-- load generator: begin -->", "<!-- load generator: end -->"
 TOOLS = ("tritongen", "perf_analyzer")
 _FULL = 0.85
 """A machine that is busier than this has no more to give."""
 
 Row = dict[str, Any]
-
-
-def write_page(results: dict[str, Any]) -> None:
-    """Put the section into the page, in place of what it was."""
-    text = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
-    before, found, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2] if found else ""
-    PAGE.write_text(f"{before.rstrip()}\n\n{section(results)}\n{after.lstrip()}")
 
 
 def ratio(row: Row) -> float:
@@ -48,8 +37,7 @@ def section(results: dict[str, Any]) -> str:
     }
     loads = [row[tool]["load_average"] for rows in whole.values() for row in rows for tool in TOOLS]
     cores = results["cores"]
-    return f"""{MARKS[0]}
-## Load generator
+    return f"""## Load generator
 
 `python bench/load_generator.py --repeats {results["repeats"]}` (8 minutes) and then `--table` repeat it.
 Taken on {results["date"]} with {cores} cores ({results["cpu"]}), which the servers share; perf_analyzer
@@ -76,7 +64,7 @@ the process of its Python backend, whoever sends.
 {chr(10).join(map(_open_row, whole["open"]))}
 
 {chr(10).join(_open_words(whole["open"]))}
-{_memory_words(results.get("memory"))}{MARKS[1]}"""
+{_memory_words(results.get("memory"))}"""
 
 
 def _closed_row(row: Row, cores: int) -> str:

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from page import write_section
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -36,8 +38,6 @@ from tritongen.serving.control import connect  # noqa: E402
 from tritongen.serving.embedded import EmbeddedServer  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "reload.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
-MARKS = "<!-- reload: begin -->", "<!-- reload: end -->"
 RELOADS, RATE, BEFORE_S = 20, 200.0, 30.0
 PROTOCOLS = ("http", "grpc")
 
@@ -142,20 +142,17 @@ embedded Triton {found["triton"]}, while one version after the other was built a
 {chr(10).join(rows)}
 
 Medians per reload: {times}.
-Latencies are orders of magnitude at most: other work ran on the same cores meanwhile (the load average),
-so that the rows of one protocol do not show what reloads cost. The failures are what counts.
+{_caveat(found)}
 """
 
 
-def write_table() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    text = f"{MARKS[0]}\n{table(json.loads(RESULTS.read_text(encoding='utf-8')))}{MARKS[1]}"
-    if MARKS[0] in page:
-        head, rest = page.split(MARKS[0])
-        page = head + text + rest.split(MARKS[1])[1]
-    else:
-        page = f"{page.rstrip()}\n\n{text}\n"
-    PAGE.write_text(page, encoding="utf-8")
+def _caveat(found: dict[str, Any]) -> str:
+    if float(found["load_average"].split()[0]) <= found["cores"]:
+        return "The builds of the new versions run on the same cores, and show in the latencies too."
+    return (
+        "Other work ran on the same cores meanwhile (the load average), so that the latencies do not show\n"
+        "what reloads cost. The failures are what counts."
+    )
 
 
 def main() -> None:
@@ -164,7 +161,7 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true", help="write the results into docs/benchmarks.md")
     if parser.parse_args().table:
-        write_table()
+        write_section("reload", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
         return
     loads = [os.getloadavg()[0]]
     runs = [measure(protocol) for protocol in PROTOCOLS]
