@@ -18,7 +18,12 @@ demo: $(VENV)/.demo ## train a model, build, serve, load test, verdict: under 3 
 	@$(BIN)/python examples/digits/demo.py
 
 test: $(VENV)/.dev ## environment and the whole test suite
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m alone
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 lint: $(VENV)/.dev ## ruff and mypy --strict
 	$(BIN)/ruff check

@@ -32,6 +32,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_ALONE = ("tests/docker/", "tests/gpu/", "integration/test_demo.py", "integration/test_loadtest", "test_road.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what must not share the machine: other tests' work would show in it as lateness."""
+    for item in items:
+        if any(part in item.path.as_posix() for part in _ALONE):
+            item.add_marker(pytest.mark.alone)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run, with the reason."""
     for marker, reason in (("server", _no_server), ("gpu", _no_gpu), ("docker", _no_docker)):
