@@ -70,6 +70,12 @@ def relu(batch: str | int | None = "batch", width: int = 4) -> Any:
     return model([node], [value("x", [batch, width])], [value("y", [batch, width])])
 
 
+def expanded(width: int) -> Any:
+    """One number, `width` times: an answer far larger than its question."""
+    nodes = [helper.make_node("Expand", ["x", "width"], ["y"])]
+    return model(nodes, [value("x", [1])], [value("y", [width])], [ints("width", width)])
+
+
 def linear(batch: str | int | None = "batch", inputs: int = 4, outputs: int = 3, *, seed: int = 0) -> Any:
     """x [batch, inputs] → y [batch, outputs] = x W + b."""
     return model(

@@ -77,6 +77,13 @@ class TritonPythonModel:
         return [pb.InferenceResponse([pb.Tensor("y", pb.get_input_tensor_by_name(each, "x").as_numpy())])
                 for each in requests]
 """
+LARGE = """
+name: "large"
+backend: "onnxruntime"
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 12000000 ] } ]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
 QUEUE = "dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n"
 
 
@@ -86,6 +93,8 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     for name in ("linear", "other"):
         models.save(models.linear(), repository / name / "1" / "model.onnx")
         (repository / name / "config.pbtxt").write_text(LINEAR.replace("NAME", name))
+    models.save(models.expanded(12_000_000), repository / "large" / "1" / "model.onnx")
+    (repository / "large" / "config.pbtxt").write_text(LARGE)
     for name, program, more in (
         ("repeat", REPEAT, "model_transaction_policy { decoupled: true }\n"),
         ("slow", SLOW, QUEUE),
@@ -115,6 +124,13 @@ def test_the_reference_client_finds_the_same(triton: EmbeddedServer) -> None:
         assert report.answered == report.requests
         assert report.server_figures is not None
         assert report.server_figures.mean_batch == 4
+
+
+def test_an_answer_of_48_mb_arrives(triton: EmbeddedServer) -> None:
+    """The first request's is kept whole, of thousands of frames: once each of them copied all before it."""
+    report = load(triton.grpc_url, "large", rate=3, grpc_client="h2", timeout_s=10)
+    assert report.failures == ()
+    assert report.answered == report.requests > 0
 
 
 @pytest.mark.parametrize("client", ["h2", "grpcio"])

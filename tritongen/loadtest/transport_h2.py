@@ -110,7 +110,7 @@ class H2Transport:
 
     def ended(self, stream: Stream, status: int, detail: str) -> None:
         """A call ended."""
-        self.answer = stream.first
+        self.answer = bytes(stream.first)
         if self._waiting:
             self.has_room(stream.connection)
         if self._active.pop(stream.row, None) is not None:

@@ -28,7 +28,7 @@ LARGEST_WINDOW = 0x7FFF_FFFF
 LAST_STREAM = 0x7FFF_FFFF
 DEFAULT_WINDOW = 65_535
 STREAM_WINDOW = 1 << 30
-"""Of each answer: with the largest that HTTP/2 allows, gRPC's C++ server stops after 16 MiB (Triton 2.51)."""
+"""Of each answer; room for the peer's own sums below the largest that HTTP/2 allows."""
 DEFAULT_FRAME_SIZE = 16_384
 LARGEST_FRAME_SIZE = 0xFF_FFFF
 

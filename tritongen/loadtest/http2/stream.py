@@ -32,7 +32,7 @@ class Stream:
         self.http_status = 0
         self.left = 0
         self.prefix = b""
-        self.first = b""
+        self.first: bytes | bytearray = b""
         """The beginning of the last message."""
 
     def receive(self, data: bytes) -> None:
@@ -54,7 +54,7 @@ class Stream:
                 if len(self.prefix) < _PREFIX_BYTES:
                     return
                 self.left = int.from_bytes(self.prefix[1:], "big")
-                self.first = b""
+                self.first = bytearray()  # grows in place: an answer of 20 MB comes in 1,200 frames
             if not self.left and len(self.prefix) == _PREFIX_BYTES:
                 self.prefix = b""
 
@@ -74,12 +74,12 @@ class Stream:
         return samples.OK, ""
 
 
-def error_message(message: bytes) -> str:
+def error_message(message: bytes | bytearray) -> str:
     """The text of a ModelStreamInferResponse that is an error; its beginning is enough."""
     from tritonclient.grpc import service_pb2
 
     try:
-        return str(service_pb2.ModelStreamInferResponse.FromString(message).error_message)
+        return str(service_pb2.ModelStreamInferResponse.FromString(bytes(message)).error_message)
     except Exception:  # noqa: BLE001  (protobuf's error class depends on its implementation)
         return message[3:].decode("utf-8", "replace")
 
