@@ -77,6 +77,22 @@ def test_failures_are_listed_by_cause() -> None:
     assert text.splitlines()[-1].startswith(("FAIL", "INVALID"))
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        ModelStatistics("digits", "1", inference_count=900, execution_count=9, success=Timing(90, 10**6)),
+        ModelStatistics("digits", "1", 10_800, 2700, Timing(5400, 10**9), queue=Timing(5400, 10**6)),
+        ModelStatistics("digits", "2", 10_800, 2700, Timing(5400, 10**9), queue=Timing(5400, 10**9)),
+    ],
+)
+def test_counts_that_began_anew_explain_nothing(after: ModelStatistics) -> None:
+    before = ModelStatistics("digits", "1", 1000, 250, Timing(500, 10**8), queue=Timing(500, 54 * 10**7))
+    found = report("p99<=20ms", before=before, after=after)
+    assert (found.server_figures, found.waterfall, found.bottleneck) == (None, None, None)
+    assert "the server was restarted" in render(found)
+    assert "limit " not in render(found)
+
+
 def test_a_stopped_run_is_marked() -> None:
     found = report("p99<=20ms", stopped=True, end_ns=30 * 10**9)
     assert found.partial

@@ -21,6 +21,9 @@ _CLOSED_LOOP = (
     "closed loop: it sends less while the server is slow, so it hides queueing; test promises with --rate"
 )
 _NO_FIGURES = "no statistics: they are an extension of Triton that this server does not offer"
+_BEGUN_ANEW = (
+    "no statistics of the window: the server was restarted in it, or loaded the model again, and counts anew"
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def make_evidence(settings: Settings, measurement: Measurement, server_gone: str
 def _figures(measurement: Measurement) -> ServerFigures | None:
     if measurement.before is None or measurement.after is None:
         return None
+    if not measurement.after.continues(measurement.before):
+        return None
     figures = summary.server_figures(measurement.before, measurement.after)
     return figures.model_copy(update={"gpus": measurement.gpus})
 
@@ -145,6 +150,8 @@ def _missing_figures(measurement: Measurement) -> str:
     """Why there are no counts of the window."""
     if measurement.before is None and measurement.after is None:
         return _NO_FIGURES
+    if measurement.before is not None and measurement.after is not None:
+        return _BEGUN_ANEW
     if measurement.stopped and measurement.before is None:
         return "no statistics of the window: the run was stopped in its warm-up"
     edge = "beginning" if measurement.before is None else "end"

@@ -19,6 +19,10 @@ class Timing:
         """Milliseconds per time; 0 if it never happened."""
         return self.ns / self.count / 1e6 if self.count else 0.0
 
+    def continues(self, earlier: Timing) -> bool:
+        """Whether neither figure went back."""
+        return self.count >= earlier.count and self.ns >= earlier.ns
+
     def __sub__(self, earlier: Timing) -> Timing:
         return Timing(self.count - earlier.count, self.ns - earlier.ns)
 
@@ -67,9 +71,18 @@ class ModelStatistics:
         """Inferences per execution; 0 if nothing was executed."""
         return self.inference_count / self.execution_count if self.execution_count else 0.0
 
+    def continues(self, earlier: ModelStatistics) -> bool:
+        """Whether it still counts on from `earlier`: a load of the model or a restart begins at nothing."""
+        return (
+            self.version == earlier.version
+            and self.inference_count >= earlier.inference_count
+            and self.execution_count >= earlier.execution_count
+            and all(getattr(self, name).continues(getattr(earlier, name)) for name in TIMINGS)
+        )
+
     def __sub__(self, earlier: ModelStatistics) -> ModelStatistics:
         """What happened since `earlier`; a model that was loaded again in between counts from its load."""
-        if earlier.inference_count > self.inference_count or earlier.success.count > self.success.count:
+        if not self.continues(earlier):
             return self
         known = {batch.batch_size: batch for batch in earlier.batches}
         batches = (b - known[b.batch_size] if b.batch_size in known else b for b in self.batches)
