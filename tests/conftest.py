@@ -32,7 +32,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_ALONE = ("tests/docker/", "tests/gpu/", "integration/test_demo.py", "integration/test_loadtest", "test_road.py")
+_ALONE = (
+    "tests/docker/",
+    "tests/gpu/",
+    "integration/test_demo.py",
+    "integration/test_loadtest",
+    "test_road.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
