@@ -28,6 +28,7 @@ from tritongen.serving.container.compose import (
     read_environment,
     refresh_environment,
     render_environment,
+    repository_of,
     source,
     triton_environment,
 )
@@ -125,7 +126,7 @@ def test_edited_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "docker" / "cpu.Dockerfile").read_text() == "FROM scratch\n"
 
     init(tmp_path, tmp_path / "model_repository", "cpu", force=True)
-    assert "MINE" not in read_environment(tmp_path / ENV_FILE)
+    assert read_environment(tmp_path / ENV_FILE)["MINE"] == "1"
     assert (tmp_path / ".env").read_text() == "MINE=2\n"
     edited = tmp_path / CPU_FILE
     edited.write_text(edited.read_text() + "# mine\n")
@@ -185,6 +186,34 @@ def test_a_plan_that_no_image_loads(repository: Path) -> None:
     assert (folder / ENV_FILE).read_text() == before
     with pytest.raises(RepositoryError):
         init(folder, repository, "gpu")
+
+
+def test_compose_mounts_the_repository_that_was_named(repository: Path) -> None:
+    folder, elsewhere = repository.parent / "x", repository.parent / "b" / "model_repository"
+    elsewhere.parent.mkdir()
+    elsewhere.symlink_to(repository)
+    init(folder, elsewhere, "cpu")
+    assert read_environment(folder / ENV_FILE)["MODEL_REPOSITORY"] == "../model_repository"
+    assert repository_of(folder).resolve() == repository
+    init(folder, folder / "mine", "cpu")
+    assert read_environment(folder / ENV_FILE)["MODEL_REPOSITORY"] == "./mine"
+    text = (folder / ENV_FILE).read_text()
+    assert refresh_environment(folder / "model_repository") is None  # another than the one that is served
+    assert (folder / ENV_FILE).read_text() == text
+    init(folder, folder / "model_repository", "cpu")
+    assert "MODEL_REPOSITORY" not in read_environment(folder / ENV_FILE)
+
+
+def test_the_command_says_that_there_is_nothing_to_serve(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository.parent)
+    assert run(["compose", "init", "x", "--cpu", "--repository", "nope"]) == 2
+    assert "tritongen build MODEL.onnx --repository nope" in capsys.readouterr().err
+    assert run(["compose", "init", "x", "--cpu"]) == 0
+    assert "tritongen build MODEL.onnx --repository x/model_repository" in capsys.readouterr().out
+    assert run(["compose", "init", "--cpu"]) == 0
+    assert "to serve yet" not in capsys.readouterr().out
 
 
 def test_the_command(

@@ -28,21 +28,33 @@ Examples:
     "--repository",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help=f"Whose models triton.env is for.  [default: DIR/{DEFAULT_REPOSITORY}]",
+    help=f"Whose models triton.env is for.  [default: DIR/triton.env's, or DIR/{DEFAULT_REPOSITORY}]",
 )
 @click.option(
     "--force", is_flag=True, help="Replace files that tritongen did not write, or that were edited."
 )
 def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) -> int:
     """Write the files; nothing is written if one of them is somebody else's."""
-    from tritongen.serving.container.compose import CPU_FILE, ENV_FILE, init
+    from tritongen.errors import InputError
+    from tritongen.repository.verify import model_names
+    from tritongen.serving.container.compose import CPU_FILE, ENV_FILE, init, repository_of
 
-    written = init(folder, repository or folder / DEFAULT_REPOSITORY, "cpu" if cpu else "gpu", force=force)
+    if repository is not None and not repository.is_dir():
+        raise InputError(
+            f"there is no repository {repository}",
+            found="no such folder",
+            fix=f"build it first: tritongen build MODEL.onnx --repository {repository}",
+        )
+    repository = repository or repository_of(folder)
+    written = init(folder, repository, "cpu" if cpu else "gpu", force=force)
     for each in written:
         click.echo(f"  {each.what:<10}{each.path}")
     where = "" if folder == Path() else f"cd {folder} && "
     file = f"-f {CPU_FILE} " if cpu else ""
     if cpu:
         click.echo("The image is made from the wheels in docker/wheelhouse: see the README.md there.")
+    if not repository.is_dir() or not model_names(repository):
+        at = "" if repository == DEFAULT_REPOSITORY else f" --repository {repository}"
+        click.echo(f"Nothing is in {repository} to serve yet; first: tritongen build MODEL.onnx{at}")
     click.echo(f"Next: {where}docker compose {file}--env-file {ENV_FILE} up -d{' --build' if cpu else ''}")
     return 0

@@ -7,6 +7,7 @@ machine (ports, addresses) stands in `triton.env`, which is made from the manife
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ SETTINGS: dict[str, str] = {
     "SHM_SIZE": "1g",
 }
 """Those of triton.env that are the user's, as they are until somebody changes them."""
+REPOSITORY_VARIABLE = "MODEL_REPOSITORY"
+DEFAULT_REPOSITORY = "model_repository"
+"""What the Compose files mount where nobody names another, in their own folder."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def init(
     """Write the files of `kind` and a triton.env for the models of `repository` into `folder`.
 
     SpecError, before anything is written, if one of them is there and not ours (as we left it); `force`
-    replaces those too. RepositoryError if no image can load every model.
+    replaces those too, but for what a triton.env sets. RepositoryError if no image can load every model.
     """
     texts = {name: source(name).read_text(encoding="utf-8") for name in FILES[kind]}
     recorded = _recorded(folder)
@@ -100,7 +104,8 @@ def init(
             found=", ".join(foreign),
             fix="move them away, choose another folder, or replace them with --force",
         )
-    environment = _environment_text(env_file, repository)
+    before = {name: value for name, value in _settings(env_file).items() if name != REPOSITORY_VARIABLE}
+    environment = _environment_text(repository, {**before, **_mounted(folder, repository)})
     try:
         for name, text in texts.items():
             if plan[name] != "unchanged":
@@ -191,11 +196,32 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
-def _environment_text(path: Path, repository: Path) -> str:
-    """What triton.env is to say; the user's settings in one of ours are kept."""
+def _environment_text(repository: Path, settings: Mapping[str, str]) -> str:
+    """What triton.env is to say, with the user's `settings`."""
     choice = choose_image(manifests_of(repository))
-    before = _as_written(path) if is_ours(path) else {}
-    return render_environment(choice, {k: v for k, v in before.items() if k not in _derived(choice)})
+    return render_environment(choice, {k: v for k, v in settings.items() if k not in _derived(choice)})
+
+
+def _settings(path: Path) -> dict[str, str]:
+    """What an env file sets, as it is written there; nothing if it is not there or is no text."""
+    try:
+        return _as_written(path)
+    except (OSError, UnicodeError):
+        return {}
+
+
+def repository_of(folder: Path) -> Path:
+    """The repository that the Compose files in `folder` mount, by the triton.env there."""
+    named = _unquoted(_settings(folder / ENV_FILE).get(REPOSITORY_VARIABLE, ""))
+    return folder / (named or DEFAULT_REPOSITORY)
+
+
+def _mounted(folder: Path, repository: Path) -> dict[str, str]:
+    """The variable that has Compose mount `repository`, seen from `folder`; none where it does by itself."""
+    if repository.resolve() == (folder / DEFAULT_REPOSITORY).resolve():
+        return {}
+    path = os.path.relpath(repository.resolve(), folder.resolve())
+    return {REPOSITORY_VARIABLE: path if path.startswith("..") else f"./{path}"}  # else a volume's name
 
 
 def _write_environment(path: Path, text: str) -> Written:
@@ -212,10 +238,10 @@ def refresh_environment(repository: Path) -> str | None:
     For `tritongen build`, which must not fail for it: what is in the way is told in the sentence.
     """
     path = repository.parent / ENV_FILE
-    if not is_ours(path):
+    if not is_ours(path) or repository_of(path.parent).resolve() != repository.resolve():
         return None
     try:
-        written = _write_environment(path, _environment_text(path, repository))
+        written = _write_environment(path, _environment_text(repository, _settings(path)))
     except TritongenError as error:
         return f"{path} is left as it was: {error.message}"
     except OSError as error:
