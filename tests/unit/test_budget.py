@@ -36,6 +36,21 @@ def test_a_trial_fits_while_the_earlier_ones_say_so() -> None:
     assert "2 min" in budget.not_tried(["b"])
 
 
+def test_one_new_trial_always_has_room_and_says_so_where_it_took_too_long() -> None:
+    now = [0.0]
+    budget = Budget(0.001, clock=lambda: now[0])
+    assert budget.allowed_s([1e9]) == math.inf
+    now[0] = 6.0
+    budget.progressed()
+    assert budget.allowed_s([]) is None
+    note = budget.exceeded() or ""
+    assert "0.001 min was exceeded (0.1 min)" in note
+    roomy = Budget(1.0, clock=lambda: now[0])
+    roomy.progressed()
+    assert roomy.exceeded() is None
+    assert roomy.allowed_s([50.0]) == 60
+
+
 def test_the_first_guess_of_each_kind_comes_before_the_second_of_any() -> None:
     given = [
         candidate("fp32", Precision.FP32),

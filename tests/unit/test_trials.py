@@ -99,13 +99,24 @@ def test_a_spent_budget_leaves_the_fallback_and_names_the_rest(
     assert len(run_trials(again, [fallback, other]).trials) == 2
 
 
+def test_each_run_gets_one_trial_further_however_small_its_budget(
+    prepared: tuple[Search, tuple[Candidate, ...]], tmp_path: Path
+) -> None:
+    search, (fallback, other) = prepared
+    for done in (1, 2):
+        search, _ = searched(search, tmp_path, budget=Budget(0.001))
+        assert len(run_trials(search, [fallback, other]).trials) == done
+        assert search.budget.exceeded()
+
+
 def test_a_trial_that_outlives_the_budget_is_not_a_failure(
     prepared: tuple[Search, tuple[Candidate, ...]], tmp_path: Path
 ) -> None:
     search, (_, other) = prepared
     # The clock jumps once the trial has been started, so that it is ended at once.
-    readings = iter([0.0, 0.0, 59.99])
+    readings = iter([0.0, 0.0, 0.0, 59.99])
     budget = Budget(1.0, clock=lambda: next(readings, 1000.0))
+    budget.progressed()
     search, _ = searched(search, tmp_path, budget=budget)
     tried = run_trials(search, [other], fallback=False)
     assert (tried.trials, tried.left_out) == ((), (other.id,))

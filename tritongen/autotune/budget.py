@@ -19,6 +19,8 @@ class Budget:
     minutes: float | None = None
     clock: Callable[[], float] = time.monotonic
     _began: float = field(init=False)
+    _progressed: bool = field(default=False, init=False)
+    _exceeded_s: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._began = self.clock()
@@ -34,6 +36,30 @@ class Budget:
         if self.minutes is None:
             return True
         return self.left_s() >= max(_SHORTEST_S, median(earlier_s) if earlier_s else 0.0)
+
+    def allowed_s(self, earlier_s: Sequence[float]) -> float | None:
+        """Seconds that one more trial may take; None: no room.
+
+        Infinite until one new trial has come to its end: repeated runs get on, however small the budget is.
+        """
+        if not self._progressed:
+            return math.inf
+        return self.left_s() if self.fits(earlier_s) else None
+
+    def progressed(self) -> None:
+        """Something new has come to its end, and will not be repeated by the next run."""
+        if not self._progressed and self.left_s() <= 0:
+            self._exceeded_s = self.clock() - self._began
+        self._progressed = True
+
+    def exceeded(self) -> str | None:
+        """The note on a first new trial that took longer than the budget."""
+        if self._exceeded_s is None:
+            return None
+        return (
+            f"the build budget of {self.minutes:g} min was exceeded ({self._exceeded_s / 60:.2g} min): "
+            "the fallback, or else one new trial in each run, is always tried to its end"
+        )
 
     def not_tried(self, candidates: Sequence[str]) -> str:
         """The note on what did not fit."""

@@ -214,7 +214,9 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     varied = second_builds(search, (*tried.trials, *brain.trials, *mixed.trials), goal)
     trials = (*tried.trials, *brain.trials, *mixed.trials, *varied.trials)
     left_out = (*tried.left_out, *brain.left_out, *mixed.left_out, *varied.left_out)
-    for note in (more := [*mixed.notes, *([budget.not_tried(left_out)] if left_out else [])]):
+    more = [*mixed.notes, *filter(None, [budget.exceeded()])]
+    more += [budget.not_tried(left_out)] if left_out else []
+    for note in more:
         events(Event("build", "note", note, name))
     notes += more
     selection = select(

@@ -52,9 +52,9 @@ def mixtures(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:
     base = base_for_mixing(search.engine, trials, goal)
     if base is None or isinstance(base, str):
         return FollowUp(notes=(base,) if base else ())
-    if not search.budget.fits([base.seconds]):
-        return FollowUp(left_out=(f"mixtures of {base.candidate.id}",))
     found = _sensitivity(search, base)
+    if found is None:
+        return FollowUp(left_out=(f"mixtures of {base.candidate.id}",))
     if isinstance(found, str):
         return FollowUp(notes=(found,))
     if found.held is None:
@@ -125,8 +125,8 @@ def _can_be_mixed(engine: Engine, trial: Trial) -> bool:
     return isinstance(recipe, Int8Recipe) and not recipe.implicit
 
 
-def _sensitivity(search: Search, base: Trial) -> Sensitivity | str:
-    """From an earlier run, or from a child; the note on why there is none."""
+def _sensitivity(search: Search, base: Trial) -> Sensitivity | str | None:
+    """From an earlier run, or from a child; the note on why there is none; None: no room in the budget."""
     setting, job = search.setting, _mixing_job(search, base)
     folder = setting.run.sensitivity
     try:
@@ -135,12 +135,15 @@ def _sensitivity(search: Search, base: Trial) -> Sensitivity | str:
             return known
     except (OSError, TritongenError):
         pass
+    allowed_s = search.budget.allowed_s([base.seconds])
+    if allowed_s is None:
+        return None
     about = f"{base.candidate.id} failed the gate: looking for the blocks that INT8 costs most"
     setting.events(Event("sensitivity", "started", about, setting.name))
     try:
         failure = in_child(
             setting, folder, job, "mixing:analyse",
-            subject=setting.name, timeout_s=min(_TIMEOUT_S, search.budget.left_s()),
+            subject=setting.name, timeout_s=min(_TIMEOUT_S, allowed_s),
         )  # fmt: skip
     except (DataError, SpecError, RequirementError):
         raise
@@ -149,6 +152,7 @@ def _sensitivity(search: Search, base: Trial) -> Sensitivity | str:
     if failure is not None:
         setting.events(Event("sensitivity", "warning", failure, setting.name))
         return f"no mixed precision was found: the sensitivity analysis {failure}"
+    search.budget.progressed()
     found = read_record(folder / FILENAME, Sensitivity)
     setting.events(Event("sensitivity", "finished", _told(found), setting.name))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -131,18 +132,21 @@ class _Work:
         if known is not None:
             setting.events(_told(known, again=False))
             return known
-        if bounded and not budget.fits(self._took_s):
+        allowed_s = budget.allowed_s(self._took_s) if bounded else math.inf
+        if allowed_s is None:
             setting.events(Event("trial", "skipped", "the build budget has no room for it", candidate.id))
             return None
         setting.events(Event("trial", "started", "starting", candidate.id, fraction=0.0))
         began = time.monotonic()
-        timeout_s = min(_TRIAL_TIMEOUT_S, budget.left_s()) if bounded else _TRIAL_TIMEOUT_S
+        timeout_s = min(_TRIAL_TIMEOUT_S, allowed_s)
         trial = _run_trial(setting, job, timeout_s=timeout_s, device=device, stop=self._stop)
-        cut_short = self._stop.is_set() or (bounded and budget.left_s() <= 0)
+        cut_short = self._stop.is_set() or (math.isfinite(allowed_s) and budget.left_s() <= 0)
         if cut_short and trial.outcome is Outcome.FAILED:
             (folder / "trial.json").unlink(missing_ok=True)
             setting.events(Event("trial", "skipped", "ended before it was done", candidate.id))
             return None
+        if trial.outcome is not Outcome.FAILED:  # failures are tried again: no progress
+            budget.progressed()
         self._took_s.append(time.monotonic() - began)
         setting.events(_told(trial, again=True))
         return trial

@@ -161,7 +161,7 @@ build_budget = click.option(
     "--build-budget",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MINUTES",
-    help="How long a model's trials may take.  [default: no bound]",
+    help="How long a model's trials may take; one new trial a run always.  [default: no bound]",
 )
 seed = click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", help="Seed of everything random.  [default: 0]"

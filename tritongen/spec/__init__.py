@@ -211,7 +211,7 @@ class ModelSpec(_Model):
     keep_candidates: bool = False
     """Keep passing runners-up beside the winner (model.int8.onnx, …)."""
     build_budget_minutes: float | None = Field(default=None, gt=0)
-    """How long the trials may take; the most promising come first, the fallback always; default: no bound."""
+    """How long the trials may take, the most promising first; one new one always; default: no bound."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
     folder: SkipJsonSchema[Path] = Path()
