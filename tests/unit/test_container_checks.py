@@ -26,7 +26,7 @@ from tritongen.cli import cli
 from tritongen.errors import RequirementError, SpecError
 from tritongen.repository.findings import Finding
 from tritongen.repository.manifest import Manifest, read_manifest
-from tritongen.repository.targets import Known, find_target
+from tritongen.repository.targets import Known, check_reference, find_target
 from tritongen.repository.writer import write_model
 from tritongen.serving.container import checks
 from tritongen.serving.container.checks import check_launch, needed_shm_bytes
@@ -36,7 +36,14 @@ from tritongen.serving.container.host import Gpu, Host, container_gpus, look_for
 from tritongen.serving.container.identification import Identified, identify
 from tritongen.serving.container.launch import Launch
 from tritongen.serving.container.permissions import Reader, unreadable, who_reads
-from tritongen.serving.container.service import Published, Service, docker_defaults, service_of, size_bytes
+from tritongen.serving.container.service import (
+    Published,
+    Service,
+    docker_defaults,
+    image_variable,
+    service_of,
+    size_bytes,
+)
 from tritongen.serving.ports import free_ports
 
 NO_DOCKER = RequirementError("there is no Docker on this machine", fix="apt-get install docker.io")
@@ -53,6 +60,7 @@ QUIET = Host(
 )
 """A machine without Docker about which nobody complains: for looking at one thing at a time."""
 IMAGE = "nvcr.io/nvidia/tritonserver:26.08-py3"
+GPU_FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
 
 @pytest.fixture
@@ -123,6 +131,9 @@ class TestDocker:
         service = Service("docker-compose.yml", image="nvcr.io/nvidia/tritonserver:25.09-py3", ports=())
         (finding,) = found(launch(folder.parent, manifest, service=service))
         assert (finding.check, finding.severity) == ("image", "warning")
+        assert "change `image:` there" in finding.fix
+        service = replace(service, image_variable=image_variable([GPU_FILE.read_text(encoding="utf-8")]))
+        (finding,) = found(launch(folder.parent, manifest, service=service))
         assert f"TRITON_IMAGE={IMAGE}" in finding.fix
 
     def test_a_tag_that_nobody_writes_is_latest(self, folder: Path, manifest: Manifest) -> None:
@@ -457,6 +468,30 @@ class TestIdentification:
         with pytest.raises(SpecError, match="no Docker here to ask") as caught:
             identify("ubuntu:22.04", None)
         assert str(caught.value.fix).startswith("docker pull ubuntu:22.04")
+
+    def test_our_own_is_built_not_pulled(self) -> None:
+        with pytest.raises(SpecError) as caught:
+            identify("tritongen-cpu", None)
+        assert "docker compose -f docker-compose.cpu.yml build" in str(caught.value.fix)
+        assert "docker pull" not in str(caught.value.fix)
+
+    @pytest.mark.parametrize("name", ["", "foo bar", "Foo", "a:", "-x", "a:b:c"])
+    def test_what_is_no_name(self, name: str) -> None:
+        with pytest.raises(SpecError, match="is no name of an image"):
+            identify(name, None)
+
+    @pytest.mark.parametrize("name", ["localhost:5000/a/b__c:V1", "a59eac39775c", f"x@sha256:{'a' * 64}"])
+    def test_what_is_a_name(self, name: str) -> None:
+        check_reference(name)
+
+
+def test_the_variable_of_the_image() -> None:
+    later = "services: {triton: {image: !reset '$MINE', ports: []}}"
+    texts = [GPU_FILE.read_text(encoding="utf-8"), "services:\n"]
+    assert image_variable(texts) == "TRITON_IMAGE"
+    assert image_variable([GPU_FILE.with_name("docker-compose.cpu.yml").read_text()]) == "TRITONGEN_IMAGE"
+    assert image_variable([*texts, later]) == "MINE"
+    assert image_variable(["services: {triton: {image: x}}"]) is None
 
 
 class TestCommand:

@@ -229,6 +229,18 @@ class TestCommand:
         result = self.run(str(folder.parent), "--image", "25.09")
         assert container(result.output)["image"] == "nvcr.io/nvidia/tritonserver:25.09-py3"
 
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--image", "99.01"), "not in tritongen's table"),
+            (("--image", ""), "no name of an image"),
+            (("--oci-volume", ""), "no name of an image"),
+            (("--oci-volume", "x:1", "--storage", "5Gi"), "takes the place of the claim"),
+        ],
+    )
+    def test_what_cannot_be_meant(self, folder: Path, arguments: tuple[str, ...], said: str) -> None:
+        assert said in str(self.run(str(folder.parent), *arguments).exception)
+
     def test_into_a_file(self, folder: Path, tmp_path: Path) -> None:
         output = tmp_path / "triton.yaml"
         result = self.run(str(folder.parent), "--cpu-image", "x:1", "--queue-ms", "2.5", "-o", str(output))

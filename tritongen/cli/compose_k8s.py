@@ -62,9 +62,11 @@ def command(
     **options: Any,
 ) -> int:
     """Print the manifests, or write them to a file."""
-    from tritongen.files import write_text
+    from tritongen.files import check_writable, write_output
     from tritongen.serving.container import kubernetes
 
+    if output is not None:
+        check_writable(output)
     if adapter_rules:
         text = kubernetes.adapter_rules()
     else:
@@ -73,7 +75,7 @@ def command(
     if output is None:
         click.echo(text, nl=False)
     else:
-        write_text(output, text)
+        write_output(output, text)
         click.echo(f"{output}: kubectl apply -f {output}")
     return 0
 
@@ -95,17 +97,23 @@ def _manifests(repository: Path, names: tuple[str, ...]) -> list[Manifest]:
 
 
 def _settings(manifests: list[Manifest], options: dict[str, Any]) -> Settings:
-    from tritongen.repository.targets import reference
+    from tritongen.repository.targets import check_reference, find_target, is_tag
     from tritongen.serving.container.images import choose_image, flags_for
     from tritongen.serving.container.kubernetes import Settings
 
-    image, cpu_image = options["image"], options["cpu_image"]
-    if image and cpu_image:
+    image, cpu_image, volume = options["image"], options["cpu_image"], options["oci_volume"]
+    if image is not None and cpu_image is not None:
         raise click.UsageError("--image and --cpu-image exclude each other")
+    if volume is not None and (options["storage"] or options["storage_class"]):
+        raise click.UsageError("--oci-volume takes the place of the claim of --storage and --storage-class")
+    for name in (image, cpu_image, volume):
+        if name is not None:
+            check_reference(name)
     if cpu_image:
         flags: tuple[str, ...] = ()
     elif image:
-        image, flags = reference(image), flags_for(manifests, image)
+        image = find_target(image).name if is_tag(image) else image
+        flags = flags_for(manifests, image)
     else:
         choice = choose_image(manifests)
         image, flags = choice.image, choice.backend_config
@@ -122,6 +130,6 @@ def _settings(manifests: list[Manifest], options: dict[str, Any]) -> Settings:
         gpus=options["gpus"],
         claim_size=options["storage"],
         storage_class=options["storage_class"],
-        oci_volume=options["oci_volume"],
+        oci_volume=volume,
         monitoring=not options["no_monitoring"],
     )

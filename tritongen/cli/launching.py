@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ def _service(serving: Serving) -> tuple[Service, list[Finding]]:
     from tritongen.serving.container.compose import ENV_FILE
     from tritongen.serving.container.engine import Project
     from tritongen.serving.container.launch import unknown
-    from tritongen.serving.container.service import docker_defaults, service_of
+    from tritongen.serving.container.service import docker_defaults, image_variable, service_of
 
     files = serving.compose_files or _files_here(own=serving.image.own)
     if not files or serving.host.compose is None:
@@ -60,7 +60,9 @@ def _service(serving: Serving) -> tuple[Service, list[Finding]]:
     env_file = ENV_FILE if (folder / ENV_FILE).is_file() else None
     project = Project(serving.host.compose, folder, names, env_file=env_file)
     try:
-        return service_of(project.config(), " + ".join(names)), []
+        service = service_of(project.config(), " + ".join(names))
+        variable = image_variable((folder / name).read_text(encoding="utf-8") for name in names)
+        return replace(service, image_variable=variable), []
     except TritongenError as error:
         if serving.compose_files:
             raise

@@ -19,6 +19,11 @@ _VERSION_COMPATIBLE_SINCE = "2.38"
 """Triton of 23.09, the first with that option."""
 IMAGE = "nvcr.io/nvidia/tritonserver"
 _TABLE = Path(__file__).with_name("targets.yaml")
+_NAME = re.compile(
+    r"(?:[A-Za-z0-9.-]+(?::\d+)?/|\[[0-9a-fA-F:]+\](?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
+    r"(?::\w[\w.-]{0,127})?(?:@[\w.+-]+:[0-9a-fA-F]{32,})?",
+    re.ASCII,
+)
 _REFERENCE = re.compile(
     r"(?:(?P<repository>[^\s:@]+(?::[0-9]+/[^\s:@]+)?):)?(?P<tag>[0-9]{2}\.[0-9]{2})(?P<rest>-.*)?"
 )
@@ -142,10 +147,26 @@ def same_release(one: str, other: str) -> bool:
     return all(a == b for a, b in zip(one.split("."), other.split("."), strict=False))
 
 
+def is_tag(name: str) -> bool:
+    """Whether this is a bare tag of NVIDIA's ("26.08", "26.08-py3"), known or not."""
+    match = _REFERENCE.fullmatch(name)
+    return match is not None and match["repository"] is None
+
+
 def reference(name: str) -> str:
     """The whole reference for a bare tag ("26.08", "26.08-py3"); any other name as it is."""
     tag = name.removesuffix("-py3")
     return f"{IMAGE}:{tag}-py3" if tag in known_tags() else name
+
+
+def check_reference(name: str) -> None:
+    """SpecError for what Docker takes for no name of an image."""
+    if not _NAME.fullmatch(name):
+        raise SpecError(
+            f"'{name}' is no name of an image",
+            expected="NAME, NAME:TAG or REGISTRY/NAME:TAG in lower case and without spaces, or YY.MM",
+            fix="`docker images` shows those on this machine",
+        )
 
 
 def is_known(image: str) -> bool:

@@ -73,13 +73,14 @@ def check_image(launch: Launch) -> Iterator[Finding]:
         ask = f"docker run --rm {image.reference} tritonserver --version"
         yield unknown("image", f"{image.reference} does not say that it is a Triton image", why, ask)
     if started is not None and _with_tag(started) != _with_tag(image.reference):
-        variable = "TRITONGEN_IMAGE" if image.own else "TRITON_IMAGE"
+        variable = launch.service.image_variable
+        change = f"set {variable}={image.reference} in triton.env" if variable else "change `image:` there"
         yield Finding(
             None,
             "image",
             f"{launch.service.source} starts {started}, not {image.reference}",
             "what is checked here is not what will run",
-            f"set {variable}={image.reference} in triton.env, or check {started}",
+            f"{change}, or check {started}",
             "warning",
         )
 

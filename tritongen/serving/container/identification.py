@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tritongen.errors import SpecError, TritongenError
-from tritongen.repository.targets import Known, Target, driver_for, find_target, reference
+from tritongen.repository.targets import Known, Target, check_reference, driver_for, find_target, reference
 
 if TYPE_CHECKING:
     from tritongen.serving.container.engine import Engine, Image
 
 TITLE = "org.opencontainers.image.title"
 _OWN_TITLE = "tritongen"
+OWN_IMAGE = "tritongen-cpu"
+BUILD_OWN = "fill docker/wheelhouse (see its README), then: docker compose -f docker-compose.cpu.yml build"
 _OF_THE_IMAGE = "the image itself"
 _PROBE_TIMEOUT_S = 60.0
 _ASK_TRITONGEN = (
@@ -41,6 +43,7 @@ class Identified:
 
 def identify(name: str, engine: Engine | None) -> Identified:
     """The image by any of its names ("26.08"); SpecError if neither this machine nor the table knows it."""
+    check_reference(name)
     whole = reference(name)
     local = engine.image(whole) if engine is not None else None
     if local is None:
@@ -48,7 +51,8 @@ def identify(name: str, engine: Engine | None) -> Identified:
             target = find_target(name)
         except SpecError as error:
             where = "nor is it on this machine" if engine else "and there is no Docker here to ask about it"
-            fix = f"docker pull {name}, or {error.fix}"
+            own = name.rpartition("/")[2].partition(":")[0] == OWN_IMAGE
+            fix = BUILD_OWN if own else f"docker pull {name}, or {error.fix}"
             raise SpecError(
                 f"{error.message}, {where}", found=error.found, expected=error.expected, fix=fix
             ) from error

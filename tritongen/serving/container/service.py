@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from tritongen.errors import SpecError
 
@@ -52,6 +54,8 @@ class Service:
     """Then root cannot read what its mode bits close to it either."""
     gpu: bool | None = None
     """Whether it asks for a GPU; None: nobody said."""
+    image_variable: str | None = None
+    """The variable by which the Compose file takes its image ("TRITON_IMAGE")."""
 
 
 def docker_defaults() -> Service:
@@ -79,6 +83,19 @@ def service_of(config: Mapping[str, Any], source: str, name: str = SERVICE) -> S
         drops_all_capabilities="ALL" in (entry.get("cap_drop") or ()),
         gpu=_asks_for_gpu(entry),
     )
+
+
+def image_variable(texts: Iterable[str], name: str = SERVICE) -> str | None:
+    """The variable from which Compose files, as written, take a service's image; the last file wins."""
+    variable = None
+    for text in texts:
+        # Compose has tags of its own (!reset), which this loader passes over; it makes nothing but text.
+        loaded = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506
+        entry = (loaded.get("services") or {}).get(name) or {}
+        if "image" in entry:
+            match = re.match(r"\$\{?(\w+)", str(entry["image"]))
+            variable = match[1] if match else None
+    return variable
 
 
 def size_bytes(text: str | int) -> int:
