@@ -7,11 +7,11 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tritongen.errors import InputError
+from tritongen.errors import InputError, TritongenError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -35,21 +35,69 @@ def check_writable(path: Path) -> None:
     """InputError, before the work whose result is to go there, for a place that cannot take a file."""
     if path.is_dir():
         raise InputError("a folder is where a file is to be written", found=str(path), fix="name a file")
-    if not path.parent.is_dir():
+    if path.exists() and not path.is_file():
+        if not os.access(path, os.W_OK):
+            raise InputError("that cannot be written to", found=str(path), fix="choose another")
+        return
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
         raise InputError(
-            "there is no such folder to write to", found=str(path.parent), fix=f"mkdir -p {path.parent}"
+            "there is no such folder to write to", found=str(target.parent), fix=f"mkdir -p {target.parent}"
         )
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError("the folder cannot be written to", found=str(path.parent), fix="choose another")
+    try:
+        _beside(target).unlink()
+    except OSError as error:
+        raise InputError(
+            "no file can be made in that folder",
+            found=f"{target.parent}: {error.strerror}",
+            fix="choose another",
+        ) from None
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write where a user wants a result: a file whole or not at all, a pipe or a device straight into.
+
+    A link stays, and what it points to is replaced. TritongenError if it cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        if path.exists() and (number := _standard_stream(path)) is not None:
+            with os.fdopen(os.dup(number), "wb") as stream:
+                stream.write(data)
+        elif path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                stream.write(data)
+        else:
+            with replacing(Path(os.path.realpath(path))) as temporary:
+                temporary.write_bytes(data)
+                temporary.chmod(0o644)
+    except OSError as error:
+        raise TritongenError(
+            "the result could not be written", found=f"{path}: {error.strerror}", fix="choose another place"
+        ) from None
+
+
+def _standard_stream(path: Path) -> int | None:
+    """1 or 2 if `path` is what that stream goes to: /dev/stdout, or the file behind it."""
+    for number in (1, 2):
+        with suppress(OSError):  # closed
+            if os.path.samestat(path.stat(), os.fstat(number)):
+                return number
+    return None
+
+
+def _beside(path: Path) -> Path:
+    """A new, empty, hidden file in the folder of `path`."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    return Path(name)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, else vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
         yield temporary
         sync(temporary)

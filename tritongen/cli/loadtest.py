@@ -164,15 +164,15 @@ def _test(
     prometheus: Path | None,
 ) -> int:
     from tritongen.autotune.machine import current_machine
-    from tritongen.loadtest.run import run_load_test
+    from tritongen.loadtest.run import measure
+    from tritongen.loadtest.sample_export import write_samples
     from tritongen.loadtest.verdict import EXIT_CODES
     from tritongen.report.console import console
     from tritongen.report.terminal import progress
 
     settings, repository = _settings(find_max=False, **flags)
     with progress(console(stderr=True)) as events:
-        report = run_load_test(settings, events=events, machine=current_machine(), samples_file=samples)
-    _write_exports(report, junit, prometheus)
+        report, measured = measure(settings, events=events, machine=current_machine(), samples_file=samples)
     recorded = None
     if repository is not None:
         from tritongen.cli.proofs import record
@@ -181,6 +181,9 @@ def _test(
     if recorded is not None and json_file != Path("-"):
         click.echo(recorded)
     _show(report, json_file)
+    _write_exports(report, junit, prometheus)
+    if samples is not None:
+        write_samples(samples, measured.samples, measured.start_ns)
     return _INTERRUPTED if report.partial else EXIT_CODES[report.outcome]
 
 
@@ -204,40 +207,38 @@ def _check_outputs(*, find_max: bool, both: _Files, only_search: _Files, only_te
 
 
 def _write_exports(report: LoadReport, junit_file: Path | None, prometheus_file: Path | None) -> None:
-    from tritongen.files import write_text
+    from tritongen.files import write_output
     from tritongen.report.exports import junit, prometheus
 
     if junit_file is not None:
-        write_text(junit_file, junit(report))
+        write_output(junit_file, junit(report))
     if prometheus_file is not None:
-        write_text(prometheus_file, prometheus(report))
+        write_output(prometheus_file, prometheus(report))
 
 
 def _show(report: LoadReport, json_file: Path | None) -> None:
     from tritongen.report.loadtest import render
-    from tritongen.runs.store import write_record
 
-    if json_file == Path("-"):
-        click.echo(report.model_dump_json(by_alias=True, indent=2))
-        return
-    click.echo(render(report))
-    if json_file is not None:
-        write_record(json_file, report)
+    _show_or_write(report, render(report), json_file)
 
 
 def _show_peak(report: PeakReport, json_file: Path | None, svg_file: Path | None) -> None:
-    from tritongen.files import write_text
+    from tritongen.files import write_output
     from tritongen.report.peak import curve_svg, render
-    from tritongen.runs.store import write_record
 
+    _show_or_write(report, render(report), json_file)
     if svg_file is not None:
-        write_text(svg_file, curve_svg(report))
-    if json_file == Path("-"):
-        click.echo(report.model_dump_json(by_alias=True, indent=2))
-        return
-    click.echo(render(report))
-    if json_file is not None:
-        write_record(json_file, report)
+        write_output(svg_file, curve_svg(report))
+
+
+def _show_or_write(report: LoadReport | PeakReport, text: str, json_file: Path | None) -> None:
+    """The text on the terminal first, so that a full disk loses nothing; `-` is JSON instead."""
+    from tritongen.files import write_output
+
+    record = report.model_dump_json(by_alias=True, indent=2)
+    click.echo(record if json_file == Path("-") else text)
+    if json_file is not None and json_file != Path("-"):
+        write_output(json_file, record + "\n")
 
 
 def _durations(

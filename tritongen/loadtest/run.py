@@ -46,6 +46,16 @@ def run_load_test(
 
     InputError for settings or data that cannot be used, ServerError if the server or model is not ready.
     """
+    report, measurement = measure(settings, events=events, machine=machine, samples_file=samples_file)
+    if samples_file is not None:
+        write_samples(samples_file, measurement.samples, measurement.start_ns)
+    return report
+
+
+def measure(
+    settings: Settings, *, events: EventSink, machine: Machine | None, samples_file: Path | None
+) -> tuple[LoadReport, Measurement]:
+    """`run_load_test`, and what it rests on; that `samples_file` can take it is checked, not yet written."""
     settings.check()
     if samples_file is not None:
         check_samples_file(samples_file)
@@ -68,10 +78,8 @@ def run_load_test(
         gone = _server_gone(control, model)
     finally:
         control.close()
-    if samples_file is not None:
-        write_samples(samples_file, measurement.samples, measurement.start_ns)
     subject = Subject(model, address, inputs, started, machine, knobs)
-    return make_report(settings, subject, measurement, server_gone=gone)
+    return make_report(settings, subject, measurement, server_gone=gone), measurement
 
 
 def _announcement(settings: Settings, model: ServedModel, inputs: Inputs) -> str:

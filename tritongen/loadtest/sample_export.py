@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from tritongen.errors import InputError
-from tritongen.files import check_writable
+from tritongen.files import check_writable, write_output
 from tritongen.loadtest.samples import Samples, cause
 
 
@@ -22,15 +23,16 @@ def write_samples(path: Path, samples: Samples, start_ns: int) -> None:
     """An .npz: times in ns after the start of the schedule, `status` and what each status means."""
     rows = samples.rows
     found = np.unique(rows["status"])
-    with path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            scheduled_ns=rows["scheduled_ns"] - start_ns,
-            sent_ns=rows["sent_ns"] - start_ns,
-            done_ns=rows["done_ns"] - start_ns,
-            status=rows["status"],
-            request=rows["request"],
-            batch=rows["batch"],
-            status_codes=found,
-            status_meanings=np.array([cause(int(status)) for status in found]),
-        )
+    file = io.BytesIO()
+    np.savez_compressed(
+        file,
+        scheduled_ns=rows["scheduled_ns"] - start_ns,
+        sent_ns=rows["sent_ns"] - start_ns,
+        done_ns=rows["done_ns"] - start_ns,
+        status=rows["status"],
+        request=rows["request"],
+        batch=rows["batch"],
+        status_codes=found,
+        status_meanings=np.array([cause(int(status)) for status in found]),
+    )
+    write_output(path, file.getvalue())
