@@ -15,7 +15,7 @@ from tritongen.report.console import console
 from tritongen.report.terminal import progress
 from tritongen.runs.build import Build, ModelBuild
 from tritongen.runs.events import Event
-from tritongen.runs.records import Outcome, Tradeoff
+from tritongen.runs.records import Accuracy, Outcome, OutputError, Tradeoff
 
 
 def summary(*models: ModelBuild, width: int = 80) -> str:
@@ -116,3 +116,11 @@ def test_a_faster_candidate_that_was_too_inexact_is_shown_on_the_front() -> None
     text = summary(model.model_copy(update={"tradeoffs": tuple(front)}), width=400)
     assert "fp32 0 % at 200/s; int8-mixed2of8 3.9 % at 350/s; int8-mse 7 % at 400/s (rejected)" in text
     assert "error against speed" not in summary(model, width=400)
+
+
+def test_a_candidate_that_made_up_inputs_judged_shows_by_how_much_it_differs() -> None:
+    error = OutputError(output="y", measure="relative_l2", value=0.0, limit=0.01, passed=True)
+    accuracy = Accuracy(basis="synthetic", passed=True, summary="differs", outputs=(error,), samples=16)
+    judged = SLOW_FP32.model_copy(update={"accuracy": accuracy})
+    model = ModelBuild(name="net", status="built", seconds=1, selection=choose([judged]), trials=(judged,))
+    assert "relative_l2 0 (made-up inputs)" in summary(model, width=200)

@@ -28,6 +28,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["build", "--effort", "none"], "'none' is not one of", "see `tritongen build --help`"),
         (["build", "--seed"], "requires an argument", "--help`"),
         (["init"], "missing argument", "see `tritongen init --help`"),
+        (["build", "m.onnx", "--plugin", "/nope.so"], "there is no library /nope.so", "--plugin"),
+        (
+            ["build", "m.onnx", "--engine", "onnxruntime", "--tensorrt", "best_of=2"],
+            "--tensorrt would have no effect",
+            "leave --tensorrt out",
+        ),
         (["stop", "/nope"], "there is no folder /nope", "--all"),
         (["verify", "/nope"], "there is no model repository at /nope", "tritongen build"),
         (["serve", "/nope"], "there is no model repository at /nope", "tritongen build"),

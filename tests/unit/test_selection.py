@@ -102,6 +102,8 @@ def test_a_rejected_or_failed_one_never_wins(outcome: Outcome) -> None:
     assert chosen.winner == "fp32"
     assert chosen.losers[0].reason == f"{outcome.value}: because"
     assert not chosen.runners_up
+    assert "no other candidate passed" in chosen.reason
+    assert "the only candidate that was tried" in choose([SLOW_FP32]).reason
 
 
 def test_nothing_passed_is_an_error_with_every_cause() -> None:

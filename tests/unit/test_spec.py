@@ -254,6 +254,9 @@ def test_name_is_for_one_model() -> None:
         ("accuracy_limit", -1.0, "--accuracy-limit must be at least 0"),
         ("max_batch_size", -1, "--max-batch-size must be at least 0"),
         ("accuracy_metric", "top", "--metric has none of the forms"),
+        ("tensorrt", {"refit": "maybe"}, "--tensorrt refit must be true or false"),
+        ("tensorrt", {"best_of": "0"}, "--tensorrt best_of must be at least 1"),
+        ("tensorrt", {"best_off": "1"}, "--tensorrt: unknown key 'best_off'"),
     ],
 )
 def test_wrong_flags_are_named(flag: str, value: Any, words: str) -> None:

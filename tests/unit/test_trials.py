@@ -11,7 +11,7 @@ import pytest
 
 from tests import models
 from tritongen.autotune.budget import Budget
-from tritongen.autotune.build import usable_devices
+from tritongen.autotune.build import idle_settings, usable_devices
 from tritongen.autotune.candidates import search_space
 from tritongen.autotune.jobs import prepared_graph
 from tritongen.autotune.machine import current_machine
@@ -21,7 +21,7 @@ from tritongen.engines import load_engine
 from tritongen.runs.events import Event
 from tritongen.runs.records import Candidate, Outcome
 from tritongen.runs.store import RunDirectory
-from tritongen.spec import ModelSpec
+from tritongen.spec import ModelSpec, TensorRTSpec
 
 ENGINE = load_engine("onnxruntime")
 
@@ -130,3 +130,12 @@ def test_gpus_of_different_models_are_not_mixed() -> None:
     count, (note,) = usable_devices(("H100", "L4"))
     assert count == 1
     assert "H100, L4" in note
+
+
+def test_settings_of_tensorrt_that_another_engine_leaves_aside_are_named() -> None:
+    spec = ModelSpec(path=Path("m.onnx"), tensorrt=TensorRTSpec(optimization_level=5))
+    (note,) = idle_settings(spec, "onnxruntime")
+    assert "optimization_level without effect: the engine is onnxruntime" in note
+    assert (
+        idle_settings(spec, "tensorrt") == idle_settings(ModelSpec(path=Path("m.onnx")), "onnxruntime") == ()
+    )

@@ -198,7 +198,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     devices, aside = usable_devices(engine.devices())
     setting = replace(setting, devices=devices)
     notes = [*change_notes(setting.run, engine.versions()), *refusals, *space.notes]
-    notes += [*_batching_notes(spec, graph), *aside]
+    notes += [*_batching_notes(spec, graph), *idle_settings(spec, engine.name), *aside]
     if any(RANGES in one.options for one in space.candidates):
         notes += preparation.warnings
     for note in notes:
@@ -274,6 +274,14 @@ def usable_devices(names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
 def _batching_notes(spec: ModelSpec, graph: Graph) -> Iterator[str]:
     if not graph.batched and spec.max_batch_size:
         yield f"max_batch_size {spec.max_batch_size} was asked for and is not used: {graph.batch.reason}"
+
+
+def idle_settings(spec: ModelSpec, engine: str) -> tuple[str, ...]:
+    """The note on settings of TensorRT's plans that another engine leaves aside."""
+    given = sorted(spec.tensorrt.model_dump(exclude_defaults=True))
+    if not given or engine == "tensorrt":
+        return ()
+    return (f"tensorrt: {', '.join(given)} without effect: the engine is {engine}",)
 
 
 def _settings(name: str, plan: Plan) -> str:

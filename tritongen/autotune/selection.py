@@ -50,7 +50,7 @@ def select(
     return Selection(
         objective=objective,
         winner=winner.id,
-        reason=why_won(winner, best, losers, goal, comparisons),
+        reason=why_won(winner, best, losers, goal, comparisons, alone=len(trials) == 1),
         runtime=winner.point.runtime,
         instances=goal.instances or winner.point.instances,
         batch_size=winner.point.batch_size,

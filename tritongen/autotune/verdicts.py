@@ -23,9 +23,15 @@ def number(value: float) -> str:
 
 
 def why_won(
-    winner: Judged, best: Judged, losers: Sequence[Judged], goal: Goal, comparisons: Sequence[Comparison]
+    winner: Judged,
+    best: Judged,
+    losers: Sequence[Judged],
+    goal: Goal,
+    comparisons: Sequence[Comparison],
+    *,
+    alone: bool,
 ) -> str:
-    """The winner's sentence."""
+    """The winner's sentence; `alone`: nothing else was tried."""
     if winner is not best:
         reason = (
             f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, comparisons)}, "
@@ -35,7 +41,8 @@ def why_won(
         rival = min(losers, key=lambda one: exactness(one.trial))
         reason = f"{figure(winner, goal)}, {_gain(winner, rival, comparisons)} than {rival.id}"
     else:
-        reason = f"{figure(winner, goal)}; no other candidate passed"
+        rest = "the only candidate that was tried" if alone else "no other candidate passed"
+        reason = f"{figure(winner, goal)}; {rest}"
     accuracy = winner.trial.accuracy
     if accuracy is not None and accuracy.loss:
         reason += f"; {accuracy.summary}"

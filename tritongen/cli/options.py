@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ Decorator = Callable[[Function], Function]
 DEFAULT_SPEC = Path("tritongen.yaml")
 DEFAULT_REPOSITORY = Path("model_repository")
 SPEC_SUFFIXES = (".yaml", ".yml")
+_TENSORRT_FLAGS = {"tensorrt": "tensorrt", "plugin": "plugins"}
 
 
 def _assignments(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
@@ -185,7 +186,7 @@ def read_spec(sources: tuple[Path, ...], **flags: Any) -> Spec:
     """The spec that the arguments mean (a YAML file, ONNX files, or ./tritongen.yaml), with flags over it."""
     from tritongen.errors import SpecError
     from tritongen.spec import load_spec, override, spec_for_models
-    from tritongen.spec.loading import check_models
+    from tritongen.spec.loading import check_models, check_plugins
 
     specs = [path for path in sources if path.suffix.lower() in SPEC_SUFFIXES]
     if specs and len(sources) > 1:
@@ -208,7 +209,25 @@ def read_spec(sources: tuple[Path, ...], **flags: Any) -> Spec:
         check_models(path, spec)
     else:
         spec = spec_for_models(sources)
-    return override(spec, **_as_overrides(flags))
+    spec = override(spec, **_as_overrides(flags))
+    check_plugins(spec)
+    _refuse_idle(spec, [f"--{flag}" for flag, key in _TENSORRT_FLAGS.items() if flags.get(key)])
+    return spec
+
+
+def _refuse_idle(spec: Spec, given: Sequence[str]) -> None:
+    """SpecError for flags of TensorRT where every model was asked to be built for ONNX Runtime."""
+    from tritongen.engines import engine_name
+    from tritongen.errors import SpecError
+
+    engines = {engine_name(model.engine, model.execution_provider) for model in spec.models.values()}
+    if given and all(engine.startswith("onnxruntime") for engine in engines):
+        raise SpecError(
+            f"{' and '.join(given)} would have no effect: it says how TensorRT's own plans are built",
+            found=f"engine {', '.join(sorted(engines))}",
+            expected="--engine tensorrt or auto",
+            fix=f"leave {' and '.join(given)} out, or use --engine tensorrt",
+        )
 
 
 def _as_overrides(flags: dict[str, Any]) -> dict[str, Any]:

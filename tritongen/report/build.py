@@ -89,11 +89,10 @@ def _accuracy(accuracy: Accuracy | None) -> str:
         return "-"
     if accuracy.basis == "labels" and accuracy.value is not None:
         return f"{accuracy.metric} {100 * accuracy.value:.2f} %{_change(accuracy)}"
-    if accuracy.basis == "synthetic":
-        return "no data"
     if accuracy.outputs:
         worst = max(accuracy.outputs, key=lambda o: (not o.passed, o.value / o.limit if o.limit else 0.0))
-        return f"{worst.measure} {worst.value:.3g}"
+        made_up = " (made-up inputs)" if accuracy.basis == "synthetic" else ""
+        return f"{worst.measure} {worst.value:.3g}{made_up}"
     return "passed" if accuracy.passed else "not passed"
 
 

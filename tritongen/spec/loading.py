@@ -36,6 +36,19 @@ def check_models(path: Path, spec: Spec) -> None:
             )
 
 
+def check_plugins(spec: Spec) -> None:
+    """SpecError for a plugin library that does not exist."""
+    for model in spec.models.values():
+        for plugin in model.tensorrt.plugins:
+            if not plugin.is_file():
+                raise SpecError(
+                    f"there is no library {plugin}",
+                    found="a folder" if plugin.is_dir() else "no such file",
+                    expected="a shared library (.so) with operators for TensorRT",
+                    fix="correct the path that --plugin (or tensorrt.plugins in the spec) gives",
+                )
+
+
 def _refuse_internal_keys(document: Document) -> None:
     models = document.data.get("models")
     for name, entry in models.items() if isinstance(models, dict) else ():

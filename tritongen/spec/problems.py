@@ -34,7 +34,7 @@ def explain_flags(error: ValidationError, flags: dict[Location, str]) -> SpecErr
     location = problem["loc"]
     name = next(
         (
-            flags[location[start:end]]
+            " ".join([flags[location[start:end]], *_keys(problem, end)])
             for start in range(len(location))
             for end in range(len(location), start, -1)
             if location[start:end] in flags
@@ -42,6 +42,13 @@ def explain_flags(error: ValidationError, flags: dict[Location, str]) -> SpecErr
         dotted(location),
     )
     return _describe(problem, json_schema(), name, "")
+
+
+def _keys(problem: ErrorDetails, start: int) -> list[str]:
+    """The key of a KEY=VALUE flag that the problem is about; the complaint itself names an unknown one."""
+    if problem["type"] == "extra_forbidden":
+        return []
+    return [part for part in problem["loc"][start:] if isinstance(part, str) and part != "[key]"]
 
 
 def dotted(location: Location) -> str:
