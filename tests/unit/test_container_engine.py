@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tritongen.serving.container.engine import (
     find_compose,
     find_engine,
 )
+from tritongen.serving.container.session import cause_in, serving
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -125,6 +127,69 @@ def test_what_docker_says_is_explained(said: str, meant: str) -> None:
     with pytest.raises(RequirementError, match=meant):
         raise error
     assert said in str(error)
+
+
+def test_an_error_of_several_lines_is_told_from_its_start() -> None:
+    said = """services are read
+yaml.parser.ParserError: while parsing a block mapping
+  in "./bad.yml", line 2, column 3
+expected <block end>, but found '<block mapping start>'
+"""
+    assert Output(("docker-compose",), 1, "", said).complaint == (
+        'yaml.parser.ParserError: while parsing a block mapping in "./bad.yml", line 2, column 3 '
+        "expected <block end>, but found '<block mapping start>'"
+    )
+
+
+def scripted(folder: Path, config: str) -> Project:
+    """A project whose Compose reads `config`, and can neither start nor stop anything; nothing runs."""
+    scripts = {
+        "docker": """[ "$1" = ps ] || echo '{"ServerVersion": "28.0"}'""",
+        "docker-compose": f"""case " $* " in
+            *" config "*) echo "{config}" ;;
+            *" up "*) echo "ERROR: the cause" >&2; exit 1 ;;
+            *" down "*) echo "ERROR: the clean-up" >&2; exit 1 ;;
+            esac""",
+    }
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return Project(Compose((str(folder / "docker-compose"),), (1, 29)), folder)
+
+
+def test_the_first_failure_is_told_and_not_that_of_the_clean_up(only: Path) -> None:
+    project = scripted(only, "services: {triton: {image: x}}")
+    with pytest.raises(RequirementError, match="up --detach") as caught, serving(project, 1.0):
+        pass
+    assert caught.value.found == "ERROR: the cause"
+
+
+def test_a_taken_port_is_said_before_anything_starts(only: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        project = scripted(only, f"services: {{triton: {{image: x, ports: ['127.0.0.1:{port}:8000']}}}}")
+        held = rf"port {port} \(HTTP\) is held by"
+        with pytest.raises(RequirementError, match=held) as caught, serving(project, 1.0):
+            pass
+    assert "HTTP_PORT in triton.env" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        (
+            (
+                "triton_1  | error: Triton ended before it was ready\n"
+                "triton_1  |   found:    E1 cannot open: system error number 13\n"
+                "triton_1  |   fix:      look\n"
+            ),
+            "Triton ended before it was ready: E1 cannot open: Permission denied",
+        ),
+        ("triton_1 | E0101 12:00 nothing to poll\ntriton_1 | I0101 bye\n", "E0101 12:00 nothing to poll"),
+    ],
+)
+def test_the_cause_is_read_from_the_containers_log(log: str, cause: str) -> None:
+    assert cause_in(log).startswith(cause)
 
 
 def test_a_command_that_hangs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def cause_of_failure(log: str, exit_code: int, repository: Path, log_file: Path 
         )
     if port_taken(log):
         return ServerError(
-            "Triton could not open its ports", found=_last_error(log), fix="choose others, or 0 for free ones"
+            "Triton could not open its ports", found=last_error(log), fix="choose others, or 0 for free ones"
         )
     if exit_code == _KILLED:
         return ServerError(
@@ -53,7 +54,7 @@ def cause_of_failure(log: str, exit_code: int, repository: Path, log_file: Path 
             fix=where,
         )
     return ServerError(
-        f"Triton ended before it was ready (exit code {exit_code})", found=_last_error(log), fix=where
+        f"Triton ended before it was ready (exit code {exit_code})", found=last_error(log), fix=where
     )
 
 
@@ -84,7 +85,7 @@ def _readable(cause: str, log: str) -> str:
     # Triton writes its log lines as JSON strings; a Python traceback follows after "At:".
     cause = cause.removesuffix('"').replace('\\"', '"').replace("\\n", "\n").partition("\n\nAt:")[0]
     cause = _STATUS.sub("", cause).removeprefix("TritonModelException: ")
-    cause = " ".join(_SOURCE_PLACE.sub("", cause).split())
+    cause = with_names(" ".join(_SOURCE_PLACE.sub("", cause).split()))
     if "failed to read text proto" in cause and (syntax := _SYNTAX.search(log)):
         return f"config.pbtxt line {syntax[1]}, column {syntax[2]}: {syntax[3]}"
     if "failed to open text file" in cause and "config.pbtxt" in cause:
@@ -94,7 +95,13 @@ def _readable(cause: str, log: str) -> str:
     return cause
 
 
-def _last_error(log: str) -> str:
+def last_error(log: str) -> str:
+    """The line of a log that says most about the server's end: the last error, or the last line."""
     lines = [line for line in log.splitlines() if line.strip() and not line.startswith(("|", "+", "I"))]
     telling = [line for line in lines if re.match(r"error:|E\d{4} |.*error while loading", line)]
-    return (telling or lines or ["an empty log"])[-1]
+    return with_names((telling or lines or ["an empty log"])[-1])
+
+
+def with_names(text: str) -> str:
+    """`text` with the names of system errors ("Permission denied") in place of their numbers."""
+    return re.sub(r"system error number (\d+)", lambda number: os.strerror(int(number[1])), text)

@@ -22,7 +22,8 @@ from tritongen.tensors import from_triton
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
-    from tritongen.serving.container.service import Published
+    from tritongen.serving.container.engine import Engine
+    from tritongen.serving.container.service import Published, Service
 
 SHM = Path("/dev/shm")  # noqa: S108
 # An instance of a Python backend starts with a segment of 1 MB, which grows with its requests.
@@ -87,9 +88,14 @@ def check_image(launch: Launch) -> Iterator[Finding]:
 
 def check_ports(launch: Launch) -> Iterator[Finding]:
     """Whether the ports that it publishes are free."""
-    for published in launch.service.ports:
+    yield from taken_ports(launch.service, launch.host.engine)
+
+
+def taken_ports(service: Service, engine: Engine | None) -> Iterator[Finding]:
+    """A finding for each port that the service cannot have on this machine, with who holds it."""
+    for published in service.ports:
         if (error := _port_problem(published)) is not None:
-            yield _taken(launch, published, error)
+            yield _taken(engine, published, error)
 
 
 def check_shared_memory(launch: Launch) -> Iterator[Finding]:
@@ -191,8 +197,7 @@ def _port_problem(published: Published) -> TritongenError | None:
     return None
 
 
-def _taken(launch: Launch, published: Published, error: TritongenError) -> Finding:
-    engine = launch.host.engine
+def _taken(engine: Engine | None, published: Published, error: TritongenError) -> Finding:
     containers = engine.containers(f"publish={published.port}") if engine is not None else ()
     port = f"port {published.port} ({published.protocol})"
     another = f"set {published.variable} in triton.env to another port"

@@ -17,6 +17,8 @@ OLDEST_COMPOSE = (1, 28)
 """The first with profiles and GPU reservations."""
 PROBE_TIMEOUT_S = 20.0
 CALL_TIMEOUT_S = 120.0
+_STARTS_ERROR = re.compile(r"(\w+: )?error\b|[\w.]+(Error|Exception): |yaml: ", re.IGNORECASE)
+_COMPLAINT_LINES = 6
 INSTALL_DOCKER = "apt-get install docker.io docker-compose, or https://docs.docker.com/engine/install/"
 INSTALL_COMPOSE = "apt-get install docker-compose, or docker-compose-plugin of Docker's own packages"
 
@@ -33,8 +35,17 @@ class Output:
     @property
     def last_line(self) -> str:
         """The line that says most about a failure: the last one of stderr, or of stdout."""
-        lines = [line.strip() for line in (self.stderr or self.stdout).splitlines() if line.strip()]
-        return lines[-1] if lines else "no output"
+        return (self._lines or ["no output"])[-1]
+
+    @property
+    def complaint(self) -> str:
+        """What it says of a failure: from the last line on that starts an error, in one line."""
+        starts = [number for number, line in enumerate(self._lines) if _STARTS_ERROR.match(line)]
+        return " ".join(self._lines[starts[-1] :][:_COMPLAINT_LINES]) if starts else self.last_line
+
+    @property
+    def _lines(self) -> list[str]:
+        return [line.strip() for line in (self.stderr or self.stdout).splitlines() if line.strip()]
 
 
 @dataclass(frozen=True)
@@ -303,7 +314,7 @@ def failure(output: Output) -> RequirementError:
     for pattern, meaning, fix in _KNOWN_FAILURES:
         if match := re.search(rf"^.*(?:{pattern}).*$", said, re.MULTILINE | re.IGNORECASE):
             return RequirementError(meaning, found=match[0].strip(), fix=fix)
-    return RequirementError(f"`{shown}` failed (exit code {output.code})", found=output.last_line)
+    return RequirementError(f"`{shown}` failed (exit code {output.code})", found=output.complaint)
 
 
 _DENIED = re.compile(r"permission denied.*(docker daemon|docker API|docker\.sock)", re.IGNORECASE)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritongen.errors import InputError, ServerError, TritongenError
+from tritongen.errors import InputError, RequirementError, ServerError, TritongenError
+from tritongen.serving.container.checks import taken_ports
 from tritongen.serving.container.compose import ENV_FILE
 from tritongen.serving.container.engine import Container, Engine, Project, find_compose, find_engine
+from tritongen.serving.container.service import service_of
 from tritongen.serving.control import connect
-from tritongen.serving.diagnosis import model_failures
+from tritongen.serving.diagnosis import last_error, model_failures, with_names
 
 SERVICE = "triton"
 HTTP, GRPC, METRICS = 8000, 8001, 8002
@@ -63,19 +66,30 @@ def compose_project(files: tuple[str, ...], folder: Path) -> Project:
 def serving(project: Project, ready_timeout_s: float) -> Iterator[tuple[Address, bool]]:
     """The project's server, ready; and whether it was started for this, and so is taken down at the end.
 
-    What ran before stays. NotServingError, with the log, if it is not ready in time or ends by itself.
+    What ran before stays. RequirementError, before anything is started, if the files cannot be read or a port
+    that they publish is taken. NotServingError, with the log, if it is not ready in time or ends by itself.
     """
     engine = find_engine()
     before = _running(project, engine)
     if before is not None:
         yield _await(project, engine, ready_timeout_s), False
         return
+    _check_ports(project, engine)
     others = _any_running(project)
     try:
         project.call("up", "--detach", SERVICE, timeout_s=_UP_TIMEOUT_S)
         yield _await(project, engine, ready_timeout_s), True
-    finally:
-        _take_down(project, others=others)
+    except BaseException:
+        with suppress(TritongenError):  # the first failure is the one to tell
+            _take_down(project, others=others)
+        raise
+    _take_down(project, others=others)
+
+
+def _check_ports(project: Project, engine: Engine) -> None:
+    service = service_of(project.config(), " + ".join(project.files) or "the Compose file")
+    for taken in taken_ports(service, engine):
+        raise RequirementError(taken.message, fix=taken.fix)
 
 
 def _running(project: Project, engine: Engine) -> Container | None:
@@ -97,13 +111,14 @@ def _take_down(project: Project, *, others: bool) -> None:
 
 def _await(project: Project, engine: Engine, timeout_s: float) -> Address:
     """Where the server answers, once it is ready."""
-    deadline = time.monotonic() + timeout_s
+    deadline, exit_code = time.monotonic() + timeout_s, 0
     while True:
         container = project.container(engine, SERVICE)
         if container is None:
             raise _not_serving(project, "is gone")
+        exit_code = container.exit_code or exit_code  # Docker forgets it with the next start
         if container.restart_count > _MOST_RESTARTS or container.state in ("exited", "dead"):
-            cause = "memory ran out" if container.out_of_memory else f"exit code {container.exit_code}"
+            cause = "memory ran out" if container.out_of_memory else f"exit code {exit_code}"
             raise _not_serving(project, f"ended by itself ({cause})")
         if container.state == "running" and HTTP in container.ports:
             address = _address(container)
@@ -130,10 +145,19 @@ def _not_serving(project: Project, what: str) -> NotServingError:
         log = project.call("logs", "--no-color", f"--tail={_LOG_LINES}", SERVICE, check=False).stdout
     except TritongenError as error:
         log = str(error)
-    causes = [f"{model}: {cause}" for model, cause in model_failures(log).items()]
     return NotServingError(
         f"the container of service '{SERVICE}' {what}",
         log=log,
-        found="; ".join(causes) or None,
+        found=cause_in(log),
         fix="see its log above; `tritongen verify --image IMAGE` looks for what is in the way",
     )
+
+
+def cause_in(log: str) -> str:
+    """What the log of a container (as `docker compose logs` prints it) says of its end."""
+    text = re.sub(r"^\S+\s+\| ?", "", log, flags=re.MULTILINE)
+    if failures := model_failures(text):
+        return "; ".join(f"{model}: {cause}" for model, cause in failures.items())
+    # tritongen's own image ends with an error of tritongen's.
+    own = re.findall(r"^error: (.*)\n\s+found: +(.*)", text, re.MULTILINE)
+    return with_names(": ".join(own[-1])) if own else last_error(text)
