@@ -129,6 +129,13 @@ class TestFiles:
         assert (finding.check, finding.severity) == ("permissions", "warning")
         assert finding.fix.startswith("chmod -R a+rX ")
 
+    @pytest.mark.parametrize("target", ["nowhere", "model.onnx.link"])
+    def test_links_that_lead_nowhere(self, target: str, folder: Path) -> None:
+        (folder / "1/model.onnx.link").symlink_to(target)  # the second one leads to itself
+        foreign, unreadable = found(folder)
+        assert (foreign.check, unreadable.check) == ("foreign", "unreadable")
+        assert f"{folder / '1/model.onnx.link'} (a symbolic link: " in unreadable.message
+
 
 class TestManifest:
     def test_none(self, folder: Path) -> None:

@@ -54,7 +54,14 @@ def model_names(repository: Path) -> tuple[str, ...]:
             found="a file" if repository.exists() else "nothing",
             fix="name the folder, or make one with `tritongen build`",
         )
-    folders = (path for path in repository.iterdir() if path.is_dir() and not is_shadow(path))
+    try:
+        folders = [path for path in repository.iterdir() if path.is_dir() and not is_shadow(path)]
+    except OSError as error:
+        raise InputError(
+            f"the model repository {repository} cannot be read",
+            found=str(error),
+            fix="give yourself read permission, or name another folder",
+        ) from error
     return tuple(sorted(path.name for path in folders if path.name != ".tritongen"))
 
 
@@ -68,7 +75,7 @@ def verify_repository(repository: Path, names: Sequence[str], place: Place) -> I
             found=", ".join(present) or "an empty folder",
             fix="name one of these, or build it",
         )
-    yield from _unfinished(repository)
+    yield from _readable_ones(None, _unfinished(repository))
     if not present:
         yield Finding(
             None,
@@ -83,18 +90,32 @@ def verify_repository(repository: Path, names: Sequence[str], place: Place) -> I
 
 def verify_model(folder: Path, place: Place) -> Iterator[Finding]:
     """Findings about one model's folder, each with a command that works."""
-    rebuild = _rebuild(folder)
-    for finding in _findings(folder, place):
+    rebuild = rebuild_command(folder)
+    for finding in _readable_ones(folder.name, _findings(folder, place)):
         yield replace(finding, fix=finding.fix.replace(_BUILD, rebuild))
 
 
-def _rebuild(folder: Path) -> str:
+def rebuild_command(folder: Path) -> str:
     """The command that builds the model again, whatever lies there now."""
     try:
         examine(folder, force=False)
-    except TritongenError:
+    except (TritongenError, OSError):
         return _FORCED
     return _BUILD
+
+
+def _readable_ones(name: str | None, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings, and one more where the disk does not let the checks go on."""
+    try:
+        yield from findings
+    except OSError as error:
+        yield Finding(
+            name,
+            "unreadable",
+            str(error),
+            "what lies there, and what comes after it, cannot be checked",
+            "give yourself read permission, or leave it alone while it is verified",
+        )
 
 
 def _findings(folder: Path, place: Place) -> Iterator[Finding]:
@@ -257,16 +278,39 @@ def _versions(folder: Path, config: Any, manifest: Manifest | None, place: Place
 
 
 def _readable(folder: Path) -> Iterator[Finding]:
-    closed = [path for path in (folder, *folder.rglob("*")) if not path.stat().st_mode & _OTHERS_READ]
+    modes = {path: _mode(path) for path in (folder, *folder.rglob("*"))}
+    broken = [f"{path} ({mode})" for path, mode in modes.items() if isinstance(mode, str)]
+    closed = [path for path, mode in modes.items() if isinstance(mode, int) and not mode & _OTHERS_READ]
+    if broken:
+        yield Finding(
+            folder.name,
+            "unreadable",
+            f"nothing can be read at {_first(broken)}",
+            "no server, and nobody who copies the folder, finds a file there",
+            "remove it, or put the file there that it stands for",
+            "warning",
+        )
     if closed:
         yield Finding(
             folder.name,
             "permissions",
-            f"other users cannot read {closed[0]}{f' and {len(closed) - 1} more' if len(closed) > 1 else ''}",
+            f"other users cannot read {_first(closed)}",
             "a container that does not run as you cannot load the model",
             f"chmod -R a+rX {folder}",
             "warning",
         )
+
+
+def _mode(path: Path) -> int | str:
+    """The permissions of a file or folder, or why there are none to be had."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        return f"{'a symbolic link: ' if path.is_symlink() else ''}{error.strerror or error}"
+
+
+def _first(found: Sequence[object]) -> str:
+    return f"{found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}"
 
 
 def _place(manifest: Manifest, place: Place) -> Iterator[Finding]:
