@@ -169,6 +169,34 @@ def test_a_version_that_does_not_load_is_refused_and_the_server_stays_ready(
     served.assert_serves(1)
 
 
+def test_a_damaged_version_gives_way_to_what_serves(start: Start) -> None:
+    served = start()
+    write_version(served.base, 2)
+    (served.repository / NAME / "2/model.onnx").write_bytes(b"truncated")
+    with pytest.raises(
+        RepositoryError, match="version 1 serves on, and the repository holds it again"
+    ) as caught:
+        served.reload()
+    (kept,) = kept_states(served.repository, NAME)
+    assert str(kept.slot) in str(caught.value.fix)
+    assert "is not what was built" in str(kept.rejected)
+    served.assert_serves(1)
+    with pytest.raises(RepositoryError, match="version 2 of 'tiny' is kept, but damaged"):
+        served.reload(to=2)
+    # Going back needs nothing of what lies there now, and it stays the only way if the served one is gone.
+    assert write_version(served.base, 3).version == 3
+    served.reload()
+    (served.repository / NAME / "manifest.json").unlink()
+    with pytest.raises(RepositoryError, match="a restart would bring up the damaged one") as caught:
+        served.reload()
+    assert "`tritongen reload tiny --to 1`, or build it again with `tritongen build --force`" in str(
+        caught.value.fix
+    )
+    report = served.reload(to=1)
+    assert (report.before, report.version, report.kept) == (3, 1, None)
+    served.assert_serves(1)
+
+
 def test_a_restart_after_a_refusal_brings_what_served(start: Start) -> None:
     served = start()
     write_version(served.base, 2)

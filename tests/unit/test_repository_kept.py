@@ -37,6 +37,13 @@ def only(base: Path) -> Kept:
     return kept
 
 
+def swapped(kept: Kept, base: Path, *, sets_aside: bool = False) -> Kept:
+    """Let it change places with the state in the repository; that one."""
+    leaving = put_in_service(kept, base / "repository", sets_aside=sets_aside)
+    assert leaving is not None
+    return leaving
+
+
 def assert_whole(base: Path) -> None:
     assert not list(verify_repository(base / "repository", (), Place(embedded())))
 
@@ -74,10 +81,10 @@ def test_states_change_places(exchange: bool, tmp_path: Path, monkeypatch: pytes
     write_version(tmp_path, 2)
     if not exchange:  # what a file system without RENAME_EXCHANGE answers
         monkeypatch.setattr(swap, "_exchange", lambda _one, _other: False)
-    kept = put_in_service(only(tmp_path), tmp_path / "repository", sets_aside=True)
+    kept = swapped(only(tmp_path), tmp_path, sets_aside=True)
     assert (kept.version, live(tmp_path), kept.is_candidate) == (2, 1, True)
     assert kept == only(tmp_path)
-    kept = put_in_service(kept, tmp_path / "repository")
+    kept = swapped(kept, tmp_path)
     assert (kept.version, live(tmp_path), kept.is_candidate) == (1, 2, False)
     assert_whole(tmp_path)
 
@@ -97,14 +104,14 @@ def test_a_candidate_is_one_only_once_it_is_set_aside(tmp_path: Path) -> None:
 def test_the_number_of_a_refused_version_is_not_used_again(tmp_path: Path) -> None:
     write_version(tmp_path, 1)
     write_version(tmp_path, 2)
-    reject(put_in_service(only(tmp_path), tmp_path / "repository"), "it differs")
+    reject(swapped(only(tmp_path), tmp_path), "it differs")
     assert only(tmp_path).rejected == "it differs"
     confirm(tmp_path / "repository", NAME, None)
     assert write_version(tmp_path, 3).version == 3
     # Version 1 is kept, and of the refused ones the last.
     assert versions(tmp_path) == [1, 2]
     (one, _) = kept_states(tmp_path / "repository", NAME)
-    reject(put_in_service(one, tmp_path / "repository"), "it is slow")
+    reject(swapped(one, tmp_path), "it is slow")
     assert versions(tmp_path) == [3]
 
 
@@ -150,3 +157,22 @@ def test_beside_a_mount_point_nothing_is_kept(tmp_path: Path, monkeypatch: pytes
     write_version(tmp_path, 1)
     assert write_version(tmp_path, 2).version == 2
     assert versions(tmp_path) == []
+
+
+def test_a_damaged_state_is_not_kept(tmp_path: Path) -> None:
+    write_version(tmp_path, 1)
+    write_version(tmp_path, 2)
+    (tmp_path / "repository" / NAME / "2/model.onnx").write_bytes(b"truncated")
+    write_version(tmp_path, 3)
+    assert (versions(tmp_path), live(tmp_path)) == ([1], 3)
+
+
+def test_a_state_without_a_manifest_gives_way_and_its_number_is_not_used_again(tmp_path: Path) -> None:
+    write_version(tmp_path, 1)
+    write_version(tmp_path, 2)
+    slot = only(tmp_path).slot
+    (tmp_path / "repository" / NAME / "manifest.json").unlink()
+    assert put_in_service(only(tmp_path), tmp_path / "repository") is None
+    assert (versions(tmp_path), live(tmp_path)) == ([], 1)
+    assert (slot / "new/2/model.onnx").is_file()
+    assert write_version(tmp_path, 3).version == 3

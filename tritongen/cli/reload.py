@@ -21,9 +21,10 @@ _INTERRUPTED = 130
     help="""Let a running Triton take over the version of MODEL that `tritongen build` has just written.
 
     The new version is loaded beside the old one under another name, and its answers are compared with those
-    that it gave when it was built. Only then do clients get it; no request is lost. If it does not load or
-    answers differently, the old version serves on, and is what the repository holds again. The server has to
-    run with --model-control-mode=explicit, as `tritongen serve` and our compose files start it.
+    that it gave when it was built. Only then do clients get it; no request is lost. If it does not load,
+    answers differently or is not what was built, the old version serves on, and is what the repository holds
+    again, as far as it is kept beside it (else the message says so). The server has to run with
+    --model-control-mode=explicit, as `tritongen serve` and our compose files start it.
 
     \b
     Examples:

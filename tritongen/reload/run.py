@@ -10,7 +10,8 @@ was checked (`old` serves, `new` is what the build wrote; both are whole states 
     new          old                    old              3. the new state goes into the repository
     new          old                    new              4. `load`: the old version serves until then
 
-A failure in 2 ends there; one in 4 undoes 3. A kill leaves one of these lines, and the next reload goes on.
+A failure in 2 ends there; one in 4 undoes 3. Where the first line's new state is damaged, 1 is all there is.
+A kill leaves one of these lines, and the next reload goes on.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from tritongen.errors import InputError, RepositoryError, TritongenError
 from tritongen.reload.answers import compare_answers, known_answers
 from tritongen.reload.settings import changed_fields
 from tritongen.reload.shadow import Shadow, State, remove_shadow
-from tritongen.repository.contents import entry_of
 from tritongen.repository.kept import (
     Kept,
     confirm,
+    damage,
     kept_states,
     put_in_service,
     recover_kept,
@@ -36,6 +37,7 @@ from tritongen.repository.kept import (
 )
 from tritongen.repository.manifest import read_manifest
 from tritongen.repository.swap import locked, recover
+from tritongen.repository.verify import rebuild_command
 from tritongen.runs.events import Event, EventSink, Status, discard
 from tritongen.runs.records import OutputError
 from tritongen.runs.reload import ReloadOutcome, ReloadReport
@@ -61,9 +63,9 @@ def reload_model(
     """Let a running server take over what the repository holds of model `name`, or its kept version `to`.
 
     InputError for a model or version that is not there; RefusedError if the server does not load models while
-    it runs; ServerError if it cannot be reached or dies (run it again: nothing is lost); ReloadError if it
-    cannot load the new version or that answers differently: then the old one serves on, and is what the
-    repository holds.
+    it runs; ServerError if it cannot be reached or dies (run it again: nothing is lost); RepositoryError if
+    the repository does not hold what was built; ReloadError if the server cannot load the new version or that
+    answers differently: then the old one serves on, and is what the repository holds, as far as it is kept.
     """
     check_model(repository, name)
     about = control.server_metadata()
@@ -107,11 +109,14 @@ class _Reload:
     """Whether the server says that it is not ready since a load failed."""
 
     def run(self, to: int | None) -> ReloadReport:
-        served, live = self._served(), self._live()
+        served, (live, damaged) = self._served(), self._found()
+        if damaged is not None and (to is None or (live is not None and to == live.version)):
+            raise self._put_back(served, damaged)
         new, aside = self._choose(served, live, to)
-        check_files(new)
-        if aside is None and served == live.version and self._answers_already(live):
-            return self._report(live, served, self._compare(live, self.name), "unchanged")
+        if aside is not None:
+            self._check_whole(new)
+        elif served == new.version and self._answers_already(new):
+            return self._report(new, served, self._compare(new, self.name), "unchanged")
         self._say("started", f"version {new.version} is loaded beside {_served_text(served)}")
         new, aside, old = self._protect(served, live, new, aside)
         try:
@@ -125,6 +130,9 @@ class _Reload:
         before, switch_s = self._switch(served, new, aside)
         # Of a version with another configuration only, the older configuration is not worth keeping.
         before = before if before is not None and before.version != new.version else None
+        if before is not None and damaged is not None:
+            reject(before, damaged.message)
+            before = None
         confirm(self.repository, self.name, before)
         report = self._report(self._live(), served, answers, "switched")
         return report.model_copy(
@@ -144,16 +152,62 @@ class _Reload:
         folder = self.repository / self.name
         return State(folder, read_manifest(folder))
 
-    def _choose(self, served: int | None, live: State, to: int | None) -> tuple[State, Kept | None]:
+    def _found(self) -> tuple[State | None, RepositoryError | None]:
+        """What the repository holds, None if no manifest tells; and what is wrong with it, if anything is."""
+        try:
+            live = self._live()
+        except RepositoryError as error:
+            return None, error
+        return live, damage(live.folder, live.manifest)
+
+    def _put_back(self, served: int | None, damaged: RepositoryError) -> RepositoryError:
+        """The served state takes the damaged one's place if it is kept; the error that says what was done."""
+        states = kept_states(self.repository, self.name)
+        whole = [k for k in states if k.rejected is None and damage(k.folder, k.manifest) is None]
+        cause = f"{damaged.message}: {damaged.found}"
+        rebuild = rebuild_command(self.repository / self.name)
+        old = next((k for k in whole if k.version == served and not k.is_candidate), None)
+        if old is not None:
+            taken = put_in_service(old, self.repository)
+            if taken is not None:
+                reject(taken, cause)
+            return RepositoryError(
+                f"{damaged.message}; version {served} serves on, and the repository holds it again",
+                found=damaged.found,
+                expected=damaged.expected,
+                fix=f"the damaged one is in {(taken or old).slot}; build it again with `tritongen build`",
+            )
+        others = " or ".join(f"`tritongen reload {self.name} --to {k.version}`" for k in whole)
+        goes_on = "nothing of it is served" if served is None else f"version {served} serves on"
+        return RepositoryError(
+            f"{damaged.message}; {goes_on}, but a restart would bring up the damaged one",
+            found=damaged.found,
+            expected=damaged.expected,
+            fix=f"{f'go back with {others}, or ' if others else ''}build it again with {rebuild}",
+        )
+
+    def _check_whole(self, state: State) -> None:
+        """RepositoryError unless every file of a kept state is what the build wrote."""
+        damaged = damage(state.folder, state.manifest)
+        if damaged is not None:
+            raise RepositoryError(
+                f"version {state.version} of '{self.name}' is kept, but damaged: {damaged.message}",
+                found=damaged.found,
+                expected=damaged.expected,
+                fix=f"build it again with {rebuild_command(self.repository / self.name)}",
+            )
+
+    def _choose(self, served: int | None, live: State | None, to: int | None) -> tuple[State, Kept | None]:
         """The state to take over, and where it lies if that is beside the repository."""
         kept = {each.version: each for each in kept_states(self.repository, self.name)}
-        if to is not None and to != live.version:
-            if to not in kept:
+        if live is None or (to is not None and to != live.version):
+            if to is None or to not in kept:
+                held = f"{live.version}, which the repository holds, or " if live is not None else ""
                 raise InputError(
                     f"version {to} of '{self.name}' is not kept",
                     found=", ".join(map(str, kept)) or "no other version",
-                    expected=f"{live.version}, which the repository holds, or one of these",
-                    fix="build it again",
+                    expected=f"{held}one of these",
+                    fix=f"build it again with {rebuild_command(self.repository / self.name)}",
                 )
             return _state(kept[to]), kept[to]
         interrupted = [each for each in kept.values() if each.is_candidate]
@@ -171,23 +225,24 @@ class _Reload:
         return all(each.passed for each in self._compare(live, self.name))
 
     def _protect(
-        self, served: int | None, live: State, new: State, aside: Kept | None
+        self, served: int | None, live: State | None, new: State, aside: Kept | None
     ) -> tuple[State, Kept | None, State | None]:
         """The served state in the repository, and the new one beside it, as far as the former is kept."""
         states = kept_states(self.repository, self.name)
         old = next((k for k in states if k.version == served and k.rejected is None and k != aside), None)
-        if old is not None and (live.version != served or aside is None):
+        if old is not None and (live is None or live.version != served or aside is None):
             taken = put_in_service(old, self.repository, sets_aside=aside is None)
-            if aside is None:
+            if aside is None and taken is not None:
                 new, aside = _state(taken), taken
-        live = self._live()
-        if served is not None and live.version != served:
+        live, _ = self._found()
+        held = live.version if live is not None else None
+        if served is not None and served not in (held, new.version if aside is not None else None):
             self._say(
                 "warning",
                 f"version {served}, which is served, is not kept on the disk: if version {new.version} "
                 "fails, the server goes on, but the repository has nothing to go back to",
             )
-        return new, aside, live if live.version == served and aside is not None else None
+        return new, aside, live if held == served and aside is not None else None
 
     def _look_at(self, new: State, old: State | None) -> tuple[tuple[OutputError, ...], float]:
         """Load the new version under another name and compare its answers; ReloadError if they differ."""
@@ -196,7 +251,10 @@ class _Reload:
         try:
             with shadow.loaded():
                 load_s = time.perf_counter() - started
-                self._say("progress", f"version {new.version} is loaded, its answers are compared")
+                self._say(
+                    "progress",
+                    f"version {new.version} is loaded, its answers are compared with its own build's",
+                )
                 answers = self._compare(new, shadow.name)
                 _check_answers(new, answers)
         except RefusedError:
@@ -308,22 +366,6 @@ class _OtherRepositoryError(InputError):
     """The server does not see what is written into this repository."""
 
 
-def check_files(state: State) -> None:
-    """RepositoryError unless every file is what the build wrote."""
-    for path, entry in state.manifest.files.items():
-        try:
-            found = entry_of(state.folder / path).digest
-        except OSError as error:
-            found = str(error.strerror or error)
-        if found != entry.digest:
-            raise RepositoryError(
-                f"{state.folder / path} is not what was built",
-                found=f"SHA-256 {found[:12]}…" if len(found) == len(entry.digest) else found,
-                expected=f"{entry.digest[:12]}…, as its manifest says",
-                fix="`tritongen verify` says more; build it again with `tritongen build`",
-            )
-
-
 def _check_answers(state: State, answers: tuple[OutputError, ...]) -> None:
     failed = [each for each in answers if not each.passed]
     if failed:
@@ -344,7 +386,7 @@ def _served_text(version: int | None) -> str:
 def _answers_text(answers: tuple[OutputError, ...]) -> str:
     if not answers:
         return "loaded; the build kept no answers to compare"
-    return ", ".join(f"{each.output}: {_answer(each)}" for each in answers)
+    return f"against its own build: {', '.join(f'{each.output}: {_answer(each)}' for each in answers)}"
 
 
 def _answer(error: OutputError) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tritongen.errors import RepositoryError
 from tritongen.files import digest_files, write_text
+from tritongen.repository.contents import entry_of
 from tritongen.repository.manifest import FILENAME, Manifest, read_manifest
 from tritongen.repository.swap import explained, place, staging_folder
 
@@ -93,19 +94,42 @@ def kept_states(repository: Path, name: str) -> tuple[Kept, ...]:
 
 
 def highest_version(repository: Path, name: str) -> int:
-    """The highest version number that a state beside the repository has; 0 if there is none."""
-    return max((kept.version for kept in kept_states(repository, name)), default=0)
+    """The highest version number that a state beside the repository has, readable or not; 0 if none."""
+    root = kept_root(repository)
+    folders = root.glob(f"{name}.*/{STATE}/*") if root is not None else ()
+    of_model = (path for path in folders if path.parents[1].name.rpartition(".")[0] == name)
+    return max((int(path.name) for path in of_model if path.name.isdecimal()), default=0)
+
+
+def damage(folder: Path, manifest: Manifest) -> RepositoryError | None:
+    """The first file that is not what the build wrote; None if the state is whole."""
+    for path, entry in manifest.files.items():
+        try:
+            found = entry_of(folder / path).digest
+        except OSError as error:
+            found = str(error.strerror or error)
+        if found != entry.digest:
+            return RepositoryError(
+                f"{folder / path} is not what was built",
+                found=f"SHA-256 {found[:12]}…" if len(found) == len(entry.digest) else found,
+                expected=f"{entry.digest[:12]}…, as its manifest says",
+                fix="build it again with `tritongen build`",
+            )
+    return None
 
 
 def keep(folder: Path, repository: Path) -> None:
     """Keep the folder that has just been replaced (in its staging workspace), and forget those in between.
 
-    RepositoryError if the file system refuses. Call it under `locked`.
+    A damaged one is not kept: nothing goes back to it. RepositoryError if the file system refuses. Call it
+    under `locked`.
     """
     root = kept_root(repository)
     if root is None:
         return
     manifest = read_manifest(folder)
+    if damage(folder, manifest) is not None:
+        return
     with explained(repository):
         for older in kept_states(repository, manifest.name):
             if older.version == manifest.version and not older.is_candidate:
@@ -126,13 +150,17 @@ def _new_slot(root: Path, manifest: Manifest) -> Path:
     return slot
 
 
-def put_in_service(kept: Kept, repository: Path, *, sets_aside: bool = False) -> Kept:
+def put_in_service(kept: Kept, repository: Path, *, sets_aside: bool = False) -> Kept | None:
     """Let a kept state and the one in the repository change places; the latter, as it is kept now.
 
-    With `sets_aside` it is marked as a candidate that a reload has yet to decide on.
+    None if its manifest cannot be read: it lies in the slot of `kept`, and nothing goes back to it. With
+    `sets_aside` it is marked as a candidate that a reload has yet to decide on.
     """
     target = repository / kept.manifest.name
-    leaving = read_manifest(target)
+    try:
+        leaving = read_manifest(target)
+    except RepositoryError:
+        leaving = None
     with explained(repository):
         if sets_aside:  # written first: it counts once the slot holds what it names
             _mark(kept.slot, _CANDIDATE, _identity(target))
@@ -142,6 +170,9 @@ def put_in_service(kept: Kept, repository: Path, *, sets_aside: bool = False) ->
             (kept.slot / ASIDE).rename(kept.folder)
         if not sets_aside:
             _mark(kept.slot, _CANDIDATE, None)
+        if leaving is None:
+            _mark(kept.slot, _REJECTED, f"its {FILENAME} cannot be read")
+            return None
         return Kept(_named_after(kept.slot, leaving), leaving)
 
 
