@@ -26,6 +26,7 @@ Examples:
 @click.option("--cpu", is_flag=True, help="For machines without a GPU: docker-compose.cpu.yml.")
 @click.option(
     "--repository",
+    "-r",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help=f"Whose models triton.env is for.  [default: DIR/triton.env's, or DIR/{DEFAULT_REPOSITORY}]",
