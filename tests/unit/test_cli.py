@@ -37,6 +37,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["stop", "/nope"], "there is no folder /nope", "--all"),
         (["verify", "/nope"], "there is no model repository at /nope", "tritongen build"),
         (["serve", "/nope"], "there is no model repository at /nope", "tritongen build"),
+        (["verify", "-r", "/nope", "net"], "there is no model repository at /nope", "tritongen build"),
+        (["serve", "-r", "/nope"], "there is no model repository at /nope", "tritongen build"),
     ],
 )
 def test_a_command_line_that_cannot_be_used(

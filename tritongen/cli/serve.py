@@ -35,6 +35,7 @@ OWN_FLAGS = {
 
 @click.command(epilog=EPILOG, short_help="Serve a repository with a real Triton on this machine.")
 @click.argument("words", nargs=-1, metavar="[REPOSITORY] [-- TRITON-FLAG…]")
+@click.option("--repository", "-r", "named", metavar="DIR", help="The same as REPOSITORY.")
 @click.option("--http-port", default=8000, show_default=True, help="0: any free port; likewise the next two.")
 @click.option("--grpc-port", default=8001, show_default=True)
 @click.option("--metrics-port", default=8002, show_default=True)
@@ -54,6 +55,7 @@ OWN_FLAGS = {
 )
 def command(  # noqa: PLR0917  (click passes every option by position or name)
     words: tuple[str, ...],
+    named: str | None,
     http_port: int,
     grpc_port: int,
     metrics_port: int,
@@ -75,7 +77,7 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
     from tritongen.serving.embedded import EmbeddedServer
     from tritongen.serving.registry import new_log, state_folder
 
-    repository, flags = _repository_and_flags(words)
+    repository, flags = _repository_and_flags((named, *words) if named else words)
     state = state_folder(os.environ)
     _refuse_second(state, repository)
     if background and log_file in (None, STDOUT):

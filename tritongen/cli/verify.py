@@ -41,6 +41,14 @@ Examples:
 )
 @click.argument("names", nargs=-1, metavar="[NAME…]")
 @click.option(
+    "--repository",
+    "-r",
+    "named",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The same as REPOSITORY.",
+)
+@click.option(
     "--image", metavar="IMAGE", help="The image that will serve: …:YY.MM-py3, YY.MM or a local one."
 )
 @click.option(
@@ -61,6 +69,7 @@ def command(
     repository: Path | None,
     names: tuple[str, ...],
     *,
+    named: Path | None,
     image: str | None,
     tensorrt: bool,
     compose_files: tuple[Path, ...],
@@ -72,6 +81,8 @@ def command(
 
     if (compose_files or elsewhere) and image is None:
         raise click.UsageError("--compose-file and --elsewhere go with --image")
+    if named is not None:  # then every word is a model's name
+        repository, names = named, ((str(repository), *names) if repository else names)
     repository = repository or DEFAULT_REPOSITORY
     if repository.suffix == ".onnx":
         return _ask_parser(repository, as_json)
