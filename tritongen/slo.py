@@ -71,8 +71,9 @@ def parse_slo(text: str) -> Slo:
         raise _error("is not a service-level objective", text)
     metric = _metric(match["metric"], text)
     comparison: Comparison = ">=" if metric == "throughput" else "<="
-    _check_comparison(match["comparison"], comparison, metric, text)
-    limit, unit = _limit(metric, float(match["number"]), (match["unit"] or "").strip(), text)
+    written_unit = (match["unit"] or "").strip()
+    _check_comparison(match["comparison"], comparison, metric, text, unit=written_unit)
+    limit, unit = _limit(metric, float(match["number"]), written_unit, text)
     return Slo(metric, comparison, limit, unit, text.strip())
 
 
@@ -87,15 +88,16 @@ def _metric(name: str, text: str) -> str:
     raise _error(f"names an unknown metric '{name}'", text)
 
 
-def _check_comparison(written: str, meant: Comparison, metric: str, text: str) -> None:
+def _check_comparison(written: str, meant: Comparison, metric: str, text: str, *, unit: str) -> None:
     if {"≤": "<=", "≥": ">="}.get(written, written) == meant:
         return
+    missing = "" if unit else {"throughput": "/s", "error_rate": ""}.get(metric, "ms")
     bound = "a lower bound" if meant == ">=" else "an upper bound"
     raise SpecError(
         f"the objective '{text.strip()}' compares with '{written}', and {metric} takes {bound}",
         found=written,
         expected=meant,
-        fix=f"write '{text.strip().replace(written, meant, 1)}'",
+        fix=f"write '{text.strip().replace(written, meant, 1)}{missing}'",
     )
 
 

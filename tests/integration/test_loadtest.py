@@ -248,6 +248,14 @@ def test_what_cannot_be_run_is_refused_before_anything_is_sent() -> None:
         assert server.inferences == 0
 
 
+def test_a_server_that_does_not_share_our_memory() -> None:
+    with (
+        NullServer() as server,
+        pytest.raises(ServerError, match=r"(?s)shared memory.*container has its own"),
+    ):
+        load(server.http_url, rate=10, shared_memory="system")
+
+
 def test_data_is_sent_in_rotation(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((6, 4), np.float32))
     with NullServer() as server:
@@ -315,6 +323,20 @@ def test_ctrl_c_gives_a_partial_report_marked_so(tmp_path: Path) -> None:
     assert report.outcome is LoadOutcome.INVALID
     assert report.window_s < 30
     assert report.answered > 10
+
+
+def test_sigterm_in_the_warm_up_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with NullServer() as server:
+        process = start_command(server.http_url, "--warmup", "30s")
+        wait_for_load(server, 10)
+        process.terminate()
+        shown, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert shown == "stopped before anything was measured\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_worker_outlives_a_killed_command() -> None:

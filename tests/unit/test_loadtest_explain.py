@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,13 @@ def scene(largest: str, knobs: Knobs = Knobs(), **server: Any) -> Scene:  # noqa
         "compute_output_ms": 1.0,
     }
     return Scene(Waterfall(**parts), ServerFigures(**{**fields, **server}), knobs, batch_size=1)
+
+
+def test_what_is_done_already_is_not_advised() -> None:
+    slow = scene("network_ms")
+    assert "gRPC" not in bottleneck(replace(slow, grpc=True))
+    assert "shared memory" in bottleneck(replace(slow, grpc=True))
+    assert "shared memory" not in bottleneck(replace(slow, shared_memory=True))
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,12 @@ from tritongen.slo import parse_slo
 MODEL = ServedModel("digits", "", (), ("y",), True, 8, True, "triton 2.51.0")  # noqa: FBT003
 
 
-def report(*slos: str, failed: int = 0, triton: bool = True, **changes: Any) -> LoadReport:
+def report(
+    *slos: str, failed: int = 0, triton: bool = True, min_duration_s: float | None = None, **changes: Any
+) -> LoadReport:
     """A minute at 100/s, 5 to 10 ms each; this many of the last requests failed."""
-    settings = Settings("digits", rate=100, slos=[parse_slo(text) for text in slos], batch_size=2)
+    promised = [parse_slo(text) for text in slos]
+    settings = Settings("digits", rate=100, slos=promised, batch_size=2, min_duration_s=min_duration_s)
     rows = np.zeros(6000, DTYPE)
     rows["scheduled_ns"] = np.arange(6000) * 10**7
     rows["sent_ns"] = rows["scheduled_ns"] + 50_000
@@ -91,6 +94,7 @@ def test_counts_that_began_anew_explain_nothing(after: ModelStatistics) -> None:
     assert (found.server_figures, found.waterfall, found.bottleneck) == (None, None, None)
     assert "the server was restarted" in render(found)
     assert "limit " not in render(found)
+    assert ("version 1 at its beginning, 2 at its end" in render(found)) == (after.version == "2")
 
 
 def test_a_stopped_run_is_marked() -> None:
@@ -99,6 +103,18 @@ def test_a_stopped_run_is_marked() -> None:
     assert found.window_s == 25
     assert found.outcome is LoadOutcome.INVALID
     assert "PARTIAL" in render(found)
+
+
+def test_a_run_that_was_stopped_in_its_warm_up_says_just_that() -> None:
+    found = report("p99<=20ms", stopped=True, end_ns=2 * 10**9, before=None)
+    assert found.partial
+    assert render(found) == "stopped before anything was measured"
+
+
+@pytest.mark.parametrize(("least_s", "flag"), [(None, "(--duration "), (1.0, "(--max-duration ")])
+def test_the_advised_flag_is_the_one_in_use(least_s: float | None, flag: str) -> None:
+    found = report("p99<=9.96ms", min_duration_s=least_s)
+    assert flag in found.objectives[0].reason
 
 
 def test_a_manifest_gives_sizes_and_ranges() -> None:

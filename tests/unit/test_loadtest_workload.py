@@ -83,6 +83,8 @@ def test_ramps_steps_and_spikes_have_their_rates() -> None:
 def test_steps_without_room() -> None:
     with pytest.raises(InputError, match="fill the whole run"):
         parse_rate("100@30s,500").over(20)
+    with pytest.raises(InputError, match=r"(?s)before the last step.*--duration 7s"):
+        parse_rate("100@5s,1000@2s").over(4)
 
 
 def test_mixes_have_their_weights_and_rotate() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,8 +58,6 @@ def composed(
             "--compose and --url name two servers", fix="leave one of them away", found=flags["url"]
         )
     project = compose_project(compose_files, Path.cwd())
-    # A cancelled CI job sends SIGTERM: it means the same as Ctrl-C, and what was started ends in both cases.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     click.echo(f"{project.compose.words} up: waiting until it is ready …", err=True)
     try:
         with serving(project, compose_timeout) as (address, ours):
@@ -77,5 +74,3 @@ def composed(
     except NotServingError as error:
         click.echo(error.log, err=True)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)

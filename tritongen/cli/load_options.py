@@ -18,7 +18,8 @@ rate = click.option(
     "--rate",
     metavar="R",
     help="Requests/s, open loop: they leave on time, answers or not. It may change: R@TIME, R1..R2@TIME, "
-    "more after commas, as in 100@30s,100..2000@60s; what is shorter than the run is repeated.",
+    "more after commas, as in 100@30s,100..2000@60s; what is shorter than the run is repeated. "
+    "With --find-max: where the search begins.",
 )
 batch_size = click.option(
     "--batch-size",
@@ -153,7 +154,7 @@ def _header(text: str) -> tuple[str, str]:
 
     name, colon, value = text.partition(":")
     if not colon:
-        raise InputError("that is no --header", expected="NAME: VALUE")
+        raise InputError("that is no --header", expected="NAME: VALUE", fix="write for example 'x-tenant: a'")
     return name.strip(), value.strip()
 
 
@@ -165,8 +166,15 @@ def _token(variable: str | None, file: str | None) -> list[tuple[str, str]]:
         return []
     try:
         token = os.environ[variable] if variable is not None else Path(file or "").read_text(encoding="utf-8")
-    except (KeyError, OSError, UnicodeDecodeError) as error:
+    except KeyError:
         raise InputError(
-            "there is no token there", found=f"{variable or file}: {type(error).__name__}"
+            "there is no token there", found=f"{variable} is not set", fix=f"export {variable}=…"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InputError(
+            "there is no token there",
+            found=f"{file}: {reason}",
+            fix="name a file that holds the token and nothing else",
         ) from None
     return [("authorization", f"Bearer {token.strip()}")]

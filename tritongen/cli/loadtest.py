@@ -10,6 +10,7 @@ import click
 
 from tritongen.cli import load_options, options
 from tritongen.cli.composed import compose_flags, composed
+from tritongen.cli.stopping import until_stopped
 
 if TYPE_CHECKING:
     from tritongen.loadtest.settings import Settings
@@ -63,6 +64,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
     Exit codes: 0 every objective is met (PASS)     3 one is missed (FAIL)
                 4 cannot tell (INVALID)             5 server or model not ready, or gone (ERROR)
                 2 cannot be used as given           130 stopped by Ctrl-C      1 anything else
+                143 stopped by SIGTERM
     """
 )
 @click.argument("model", metavar="MODEL")
@@ -134,12 +136,16 @@ def command(
     _check_outputs(
         find_max=find_max, both=(json_file,), only_search=(svg,), only_test=(samples, junit, prometheus)
     )
-    with composed(
-        flags, compose=compose, compose_files=compose_files, compose_timeout=compose_timeout
-    ) as complete:
-        if find_max:
-            return _search(complete, json_file, svg)
-        return _test(complete, json_file, samples, junit, prometheus)
+
+    def work() -> int:
+        with composed(
+            flags, compose=compose, compose_files=compose_files, compose_timeout=compose_timeout
+        ) as complete:
+            if find_max:
+                return _search(complete, json_file, svg)
+            return _test(complete, json_file, samples, junit, prometheus)
+
+    return until_stopped(work)
 
 
 def _search(flags: dict[str, Any], json_file: Path | None, svg: Path | None) -> int:

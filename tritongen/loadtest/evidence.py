@@ -40,6 +40,8 @@ class Evidence:
     """By the user."""
     server_gone: str | None = None
     """Why the server cannot be asked any more."""
+    fixed_duration: bool = False
+    """The run was to last exactly so long."""
 
     @property
     def seconds(self) -> float:

@@ -76,6 +76,8 @@ class Scene:
     knobs: Knobs
     batch_size: int
     """Items in each request."""
+    grpc: bool = False
+    shared_memory: bool = False
 
     @property
     def largest(self) -> str:
@@ -166,6 +168,16 @@ RULES: tuple[Rule, ...] = (
         "compute_output_ms",
         lambda _: True,
         "copying outputs: ask for fewer outputs, or let the model return less (top-k instead of all)",
+    ),
+    (
+        "network_ms",
+        lambda scene: scene.shared_memory,
+        "network and serialization: use a nearer client, or several items a request",
+    ),
+    (
+        "network_ms",
+        lambda scene: scene.grpc,
+        "network and serialization: use shared memory, a nearer client, or several items a request",
     ),
     (
         "network_ms",

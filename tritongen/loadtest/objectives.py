@@ -133,7 +133,8 @@ def _how_long(needed: int | None, requests: int, evidence: Evidence) -> str:
         return ""
     # The warm-up is part of the duration, and grows with it up to five seconds.
     seconds = needed / (requests / evidence.seconds) * 1.1 + evidence.warm_up.seconds
-    return f"; about {needed} requests should decide it (--max-duration {math.ceil(seconds)}s)"
+    flag = "--duration" if evidence.fixed_duration else "--max-duration"
+    return f"; about {needed} requests should decide it ({flag} {math.ceil(seconds)}s)"
 
 
 def _judge_errors(slo: Slo, evidence: Evidence, alpha: float) -> Objective:

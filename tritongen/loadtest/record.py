@@ -77,7 +77,15 @@ def make_report(
     parts = explain.waterfall(lag_ms.mean, service_ms.mean, figures)
     limit = None
     if figures is not None and parts is not None:
-        limit = explain.bottleneck(Scene(parts, figures, subject.knobs, settings.batch_size))
+        scene = Scene(
+            parts,
+            figures,
+            subject.knobs,
+            settings.batch_size,
+            grpc=subject.address.protocol == "grpc",
+            shared_memory=settings.shared_memory is not None,
+        )
+        limit = explain.bottleneck(scene)
     return LoadReport(
         model=subject.model.name,
         version=subject.model.version or None,
@@ -134,6 +142,7 @@ def make_evidence(settings: Settings, measurement: Measurement, server_gone: str
         ),
         stopped=measurement.stopped,
         server_gone=server_gone,
+        fixed_duration=settings.min_duration_s is None,
     )
 
 
@@ -151,7 +160,9 @@ def _missing_figures(measurement: Measurement) -> str:
     if measurement.before is None and measurement.after is None:
         return _NO_FIGURES
     if measurement.before is not None and measurement.after is not None:
-        return _BEGUN_ANEW
+        old, new = measurement.before.version, measurement.after.version
+        changed = f"; version {old} at its beginning, {new} at its end" if old != new else ""
+        return _BEGUN_ANEW + changed
     if measurement.stopped and measurement.before is None:
         return "no statistics of the window: the run was stopped in its warm-up"
     edge = "beginning" if measurement.before is None else "end"

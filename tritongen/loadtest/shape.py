@@ -52,6 +52,13 @@ class RateShape:
                 found=f"{self.text} in --duration {duration_s:g}s",
                 expected="time left for the steps without one of their own",
             )
+        before_last = given - (self.segments[-1].length_s or 0.0)
+        if not free and before_last >= duration_s:
+            raise InputError(
+                "the run ends before the last step of --rate begins",
+                found=f"{self.text} in --duration {duration_s:g}s",
+                fix=f"--duration {given:g}s for all of it, or fewer steps",
+            )
         rest = (duration_s - given) / free if free else 0.0
         pieces = list(self._repeated(duration_s, rest))
         return RateCurve(

@@ -15,7 +15,7 @@ from tritongen.errors import RequirementError, ServerError
 from tritongen.loadtest.job import SharedMemory
 from tritongen.loadtest.request import Arrays, Places, raw_bytes
 from tritongen.loadtest.target import ServedModel
-from tritongen.serving.control import ServerControl
+from tritongen.serving.control import RefusedError, ServerControl
 
 _FOLDER = Path("/dev/shm")  # noqa: S108  (where Linux has POSIX shared memory)
 _ALIGNMENT = 64
@@ -112,7 +112,7 @@ def _in_system_memory(control: ServerControl, name: str, layout: _Layout) -> Ite
             os.posix_fallocate(handle, 0, max(1, layout.size))
             file.writelines(layout.content)
         layout.content.clear()
-        control.share_memory(name, f"/{name}", max(1, layout.size))
+        _share(control, name, max(1, layout.size))
         try:
             yield
         finally:
@@ -126,6 +126,18 @@ def _in_system_memory(control: ServerControl, name: str, layout: _Layout) -> Ite
         ) from None
     finally:
         path.unlink(missing_ok=True)
+
+
+def _share(control: ServerControl, name: str, size: int) -> None:
+    try:
+        control.share_memory(name, f"/{name}", size)
+    except RefusedError as error:
+        raise RefusedError(
+            "the server cannot open the shared memory",
+            found=error.found,
+            expected="a server that sees this machine's /dev/shm and may read what is ours",
+            fix="a container has its own /dev/shm: leave --shared-memory away, or share it (--ipc=host)",
+        ) from None
 
 
 @contextlib.contextmanager

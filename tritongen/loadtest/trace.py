@@ -19,6 +19,7 @@ _TIMES = {
     "timestamp_ns": 1e-9,
 }
 _FIELDS = ("model", "batch_size", "sample")
+_FIX = 'write for example the lines timestamp_ms,model and 12,bert, or {"timestamp_ms": 12, "model": "bert"}'
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,15 @@ def read_trace(path: Path) -> tuple[Arrival, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the trace {path} cannot be read", found=str(error)) from None
+        raise InputError(
+            f"the trace {path} cannot be read", found=str(error), fix="name a CSV or JSON-lines file"
+        ) from None
     lines = _json_lines(text) if text.lstrip().startswith("{") else _csv_lines(text)
     found = sorted(
         (_arrival(path, number, fields) for number, fields in lines), key=lambda each: each.offset_s
     )
     if not found:
-        raise DataError(f"the trace {path} is empty", expected="a line for each request")
+        raise DataError(f"the trace {path} is empty", expected="a line for each request", fix=_FIX)
     first = found[0].offset_s
     return tuple(Arrival(each.offset_s - first, each.model, each.batch_size, each.sample) for each in found)
 
@@ -84,6 +87,7 @@ def _arrival(path: Path, number: int, fields: Mapping[str, Any]) -> Arrival:
             f"line {number} of the trace {path} is none",
             found=", ".join(f"{key}={value}" for key, value in fields.items()) or "no fields",
             expected=f"{' or '.join(_TIMES)}, and perhaps {', '.join(_FIELDS)}",
+            fix=_FIX,
         )
     model = fields.get("model")
     return Arrival(seconds, None if model is None else str(model), size, sample)

@@ -19,6 +19,8 @@ _SHOWN_BATCHES = 6
 
 def render(report: LoadReport) -> str:
     """Plain text, the outcome in the last paragraph."""
+    if report.partial and not report.requests:
+        return "stopped before anything was measured"
     lines = [*_header(report), "", *_throughput(report), *_latencies(report), *_server(report)]
     lines += _failures(report)
     lines += [f"note: {note}" for note in report.notes]
