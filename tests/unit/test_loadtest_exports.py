@@ -13,9 +13,9 @@ import pytest
 from tests.conftest import SaveModel
 from tests.repository_models import to_write
 from tests.unit.test_loadtest_report import report
-from tritongen.cli import proofs
-from tritongen.cli.loadtest import _check_outputs, _durations
-from tritongen.errors import InputError
+from tritongen.cli import proofs, run
+from tritongen.cli.loadtest import _check_outputs, _durations, _show
+from tritongen.errors import InputError, TritongenError
 from tritongen.loadtest.sample_export import check_samples_file, write_samples
 from tritongen.loadtest.samples import DTYPE, OK, TIMEOUT, Samples
 from tritongen.report.exports import junit, prometheus
@@ -171,3 +171,30 @@ def test_the_report_explains_itself() -> None:
     assert found.series[0].at_s == -5
     assert found.series[0].rate == 100
     assert "limit     " in render(found)
+
+
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(TritongenError, match=r"(?s)could not be written.*No such file.*to fix"):
+        _show(report("p99<=20ms"), Path("/proc/report.json"))  # as a full disk
+    assert "PASS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--token-env", "NOPE_AT_ALL"], "NOPE_AT_ALL is not set"),
+        (["--token-file", "nowhere"], "No such file"),
+        (["--header", "alone"], "NAME: VALUE"),
+        (["--trace", "nowhere"], "cannot be read"),
+    ],
+)
+def test_bad_flags_say_how_to_mend_them(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["loadtest", "digits", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert text in told
+    assert "to fix:" in told
+    assert "Error" not in told
