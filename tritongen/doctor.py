@@ -24,6 +24,8 @@ State = Literal["ok", "missing", "warning", "absent"]
 PYTHONS = ((3, 10), (3, 13))
 SHM = "/dev/shm"  # noqa: S108
 DEFAULT_PORTS = ((8000, "HTTP"), (8001, "gRPC"), (8002, "metrics"))
+MARKS_OF_A_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
+"""What Docker and Podman put into one."""
 PROBE_TIMEOUT_S = 10
 MINIMUM_DISK_BYTES = 2 << 30
 # Each instance of the embedded server starts with a segment of 1 MB, which grows with its requests.
@@ -204,6 +206,8 @@ def _tensorrt() -> Check:
 def _containers() -> Iterator[Check]:
     purpose = "serving in a container"
     host = hosts.look()
+    if host.engine is None and any(mark.exists() for mark in MARKS_OF_A_CONTAINER):
+        return  # nobody starts containers from in here, or Docker would be here
     engine = f"engine {host.engine.version}" if host.engine else None
     yield _found_or_absent("Docker", engine, host.engine_problem, purpose)
     version = ".".join(map(str, host.compose.version)) if host.compose else ""

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tritongen import doctor
 from tritongen.doctor import SHM, Check, examine, road_works
 from tritongen.errors import RequirementError
 from tritongen.serving import installation
 
 
-def test_looks_at_everything_and_raises_nothing() -> None:
+def test_looks_at_everything_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MARKS_OF_A_CONTAINER", ())
     checks = {check.name: check for check in examine()}
     assert {"Python", "venv", "onnxruntime", "C library", "libpython", "tritonserver"} <= checks.keys()
     assert {
@@ -100,8 +102,12 @@ def test_without_docker_the_container_is_absent_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "MARKS_OF_A_CONTAINER", (tmp_path / ".dockerenv",))
     checks = {check.name: check for check in examine()}
     for name in ("Docker", "Docker Compose"):
         assert checks[name].state == "absent"
         assert "docker" in str(checks[name].fix)
     assert checks["NVIDIA container runtime"].found == "unknown without Docker"
+    (tmp_path / ".dockerenv").touch()
+    inside = {check.name for check in examine()}
+    assert set(checks) - inside == {"Docker", "Docker Compose", "NVIDIA container runtime"}
