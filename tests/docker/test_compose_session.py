@@ -81,7 +81,7 @@ def test_stopped_in_the_middle_it_takes_down_what_it_started(
             assert running.poll() is None
             time.sleep(0.1)
         running.send_signal(number)
-        assert running.wait(60) == 130
+        assert running.wait(60) == 128 + number
     assert containers(folder, engine) == []
 
 

@@ -191,7 +191,7 @@ def test_too_few_requests_are_invalid_and_never_a_pass() -> None:
     assert report.outcome is LoadOutcome.INVALID
     assert report.objectives[0].outcome == "undecided"
     assert report.objectives[0].requests_needed == 2500
-    assert "--max-duration" in report.reasons[0]
+    assert "(--duration " in report.reasons[0]
 
 
 def test_a_sender_that_cannot_keep_up_is_invalid() -> None:
