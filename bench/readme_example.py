@@ -22,7 +22,7 @@ COMMANDS = (
     "tritongen serve --background",
     "tritongen loadtest digits --rate 200 --p99-ms 20",
 )
-PROGRESS = re.compile(r"^(inspect|trial|latency|calibrate|compare|select|write|loadtest) +\S")
+PROGRESS = re.compile(r"^(recorded|inspect|trial|latency|calibrate|compare|select|write|loadtest) +\S")
 
 
 def shown(command: str, folder: Path) -> str:
