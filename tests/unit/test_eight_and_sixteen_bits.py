@@ -98,8 +98,7 @@ def test_the_rest_of_an_fp8_graph_becomes_fp16(model: Path, tmp_path: Path) -> N
 def features(*, weakly: bool, strongly: bool, bf16: bool, fp8: bool) -> api.Features:
     return api.Features(
         weakly_typed=weakly, strongly_typed=strongly, explicit_batch_flag=weakly, implicit_int8=weakly,
-        bf16=bf16, fp8=fp8, build_routes=False, editable_timing_cache=False, progress_monitor=False,
-        tiling=False, tactic_sources=(),
+        bf16=bf16, fp8=fp8, build_routes=False, progress_monitor=False, tiling=False, tactic_sources=(),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Run on a GPU with 8.6. Written for 10 and 11, whose API shape is run without a G
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -209,9 +210,8 @@ class TensorRTEngine:
     def timing_cache(self) -> Path:
         """The timing cache's file: one per GPU, driver and TensorRT, since it is worthless elsewhere."""
         versions = self.versions()
-        name = "-".join(
-            versions[key] for key in ("gpu", "compute_capability", "cuda_driver", "tensorrt")
-        ).replace(" ", "_")
+        parts = (versions[key] for key in ("gpu", "compute_capability", "cuda_driver", "tensorrt"))
+        name = re.sub(r"[^\w.-]+", "_", "-".join(parts))
         root = self.cache or Path.home() / ".cache" / "tritongen" / "tensorrt"
         return root / f"{name}.timing"
 

@@ -34,7 +34,6 @@ class Features:
     """FP8 Q/DQ nodes, in strongly typed networks alone (8.6 has the flag, and no parser for them)."""
     build_routes: bool
     """`config.build_route`: the supported search over the compiler's choices (11.1)."""
-    editable_timing_cache: bool
     progress_monitor: bool
     tiling: bool
     tactic_sources: tuple[str, ...]
@@ -61,7 +60,6 @@ def features(trt: Any) -> Features:
         bf16=hasattr(flags, "BF16") or not hasattr(flags, "FP16"),
         fp8=hasattr(creation, "STRONGLY_TYPED") and hasattr(getattr(trt, "DataType", None), "FP8"),
         build_routes=hasattr(trt.IBuilderConfig, "build_route"),
-        editable_timing_cache=hasattr(flags, "EDITABLE_TIMING_CACHE"),
         progress_monitor=hasattr(trt, "IProgressMonitor"),
         tiling=hasattr(trt.IBuilderConfig, "tiling_optimization_level"),
         tactic_sources=tuple(name for name in _SOURCES if hasattr(trt.TacticSource, name)),
@@ -203,7 +201,7 @@ def node_text(model: Path, problem: Mapping[str, str]) -> str:
 
 
 def target_without_gpu(trt: Any, config: Any, capability: str) -> None:
-    """Build for a compute capability ("8.9") instead of this machine's GPU (tensorrt_rtx, 11)."""
+    """Build for a compute capability ("8.9") instead of this machine's GPU (tensorrt_rtx alone)."""
     if not hasattr(config, "set_compute_capability"):
         raise BuildError(f"TensorRT {trt.__version__} builds only for the GPU at hand")
     config.num_compute_capabilities = 1

@@ -71,6 +71,7 @@ def entropy_calibrator(trt: Any, batches: Batches, batch_size: int, cache: Path)
         def get_batch(self, names: list[str]) -> list[int] | None:
             batch = next(batches, None)
             if batch is None or len(next(iter(batch.values()))) != batch_size:
+                self._free()
                 return None
             return [self._upload(name, np.ascontiguousarray(batch[name])) for name in names]
 
@@ -79,6 +80,12 @@ def entropy_calibrator(trt: Any, batches: Batches, batch_size: int, cache: Path)
 
         def write_calibration_cache(self, content: bytes) -> None:
             cache.write_bytes(bytes(content))
+
+        def _free(self) -> None:
+            """The GPU's memory is the builder's from here on."""
+            for buffer in self._buffers.values():
+                buffer.free()
+            self._buffers.clear()
 
         def _upload(self, name: str, array: NDArray[np.generic]) -> int:
             self._stream = self._stream or cuda.Stream()

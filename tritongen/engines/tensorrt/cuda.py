@@ -106,7 +106,11 @@ class Buffer:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = max(nbytes, 1)
         self.device = int(check(runtime().cudaMalloc(self.nbytes)))
-        self._host = int(check(runtime().cudaMallocHost(self.nbytes)))
+        try:
+            self._host = int(check(runtime().cudaMallocHost(self.nbytes)))
+        except BuildError:
+            runtime().cudaFree(self.device)
+            raise
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
         """The pinned mirror as an array of that shape; valid until `free`."""
@@ -187,8 +191,10 @@ class Graph:
         if error is not None:
             return
         graph = check(result)
-        self._executable = check(cuda.cudaGraphInstantiate(graph, 0))
-        cuda.cudaGraphDestroy(graph)
+        try:
+            self._executable = check(cuda.cudaGraphInstantiate(graph, 0))
+        finally:
+            cuda.cudaGraphDestroy(graph)
 
     def launch(self) -> None:
         check(runtime().cudaGraphLaunch(self._executable, self._stream.handle))

@@ -90,7 +90,7 @@ def with_times(layers: Sequence[Layer], times_ms: Mapping[str, float]) -> tuple[
 
 def prove(layers: Sequence[Layer], precision: Precision) -> Proof:
     """Whether `precision` is in these layers."""
-    wanted = "bf16" if str(precision) == "bf16" else str(precision)
+    wanted = str(precision)
     weighted = [layer for layer in layers if layer.weighted]
     opaque = [layer for layer in layers if layer.precision == "opaque"]
     total = _weight(weighted) + _weight(opaque)

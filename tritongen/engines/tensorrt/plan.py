@@ -45,10 +45,9 @@ def load_plan(trt: Any, path: Path, *, plugins: Sequence[Path] = (), host_code: 
     logger = make_logger(trt, log)
     for plugin in plugins:
         load_plugin(trt, logger, plugin)
-    if hasattr(trt, "init_libnvinfer_plugins"):
-        trt.init_libnvinfer_plugins(logger, "")
+    trt.init_libnvinfer_plugins(logger, "")
     runtime = trt.Runtime(logger)
-    if host_code and hasattr(runtime, "engine_host_code_allowed"):
+    if host_code:
         runtime.engine_host_code_allowed = True
     try:
         content = path.read_bytes()

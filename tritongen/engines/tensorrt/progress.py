@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tritongen.engines.tensorrt import api
 from tritongen.runs.events import Event, EventSink
 
 _INTERVAL_S = 0.5
@@ -47,7 +48,7 @@ class Phases:
 
 def monitor(trt: Any, phases: Phases) -> Any:
     """An IProgressMonitor that feeds `phases`; None where the version has none."""
-    if not hasattr(trt, "IProgressMonitor"):
+    if not api.features(trt).progress_monitor:
         return None
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -61,19 +62,27 @@ class TensorRTRunner:
         cuda.use_device(self._device)
         self.gpu = cuda.pci_bus_id(self._device)
         self._free_before = cuda.memory_info()[0]
-        self._plan = load_plan(
-            api.load(self._module), self._path, plugins=self._plugins, host_code=self._host_code
-        )
-        self._stream = cuda.Stream()
-        self._context = self._context_of(0)
+        try:
+            self._plan = load_plan(
+                api.load(self._module), self._path, plugins=self._plugins, host_code=self._host_code
+            )
+            self._stream = cuda.Stream()
+            self._context = self._context_of(0)
+        except BaseException:  # a context that was not entered is not left: what was taken goes back here
+            self._free()
+            raise
         self.device_bytes = self._taken()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._free()
+
+    def _free(self) -> None:
         if self._stream is not None:
-            self._stream.synchronize()
+            with suppress(BuildError):  # a GPU that failed must not keep the rest from being freed
+                self._stream.synchronize()
         self._drop_graph()
         for buffer in self._buffers.values():
             buffer.free()
@@ -197,7 +206,7 @@ class TensorRTRunner:
         held = self._buffers.get(name)
         if held is None or held.nbytes < nbytes:
             if held is not None:
-                held.free()
+                self._buffers.pop(name).free()
             self._buffers[name] = cuda.Buffer(nbytes)
 
     def _nbytes(self, binding: Binding) -> int:
