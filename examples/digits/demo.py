@@ -174,8 +174,11 @@ def run(program: Path | str, *arguments: object, accept: tuple[int, ...] = (0,))
     """Show a command, run it with this terminal, and return its exit code; DemoError if not accepted."""
     words = [str(word) for word in (program, *arguments)]
     print(f"  $ {shlex.join(_short(word) for word in words)}\n", flush=True)
-    child = subprocess.Popen(words)
+    with _held_back_interrupts() as interrupted:
+        child = subprocess.Popen(words)
     try:
+        if interrupted:
+            raise Terminated
         code = child.wait()
     except KeyboardInterrupt as stop:
         if isinstance(stop, Terminated):  # Ctrl-C reaches the child by itself, a signal to us does not
@@ -208,6 +211,24 @@ def _stop() -> None:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
+
+
+@contextlib.contextmanager
+def _held_back_interrupts() -> Iterator[list[int]]:
+    """The signals that came meanwhile: a child is always known here, so that it can be ended and awaited.
+
+    A signal between fork and exec is lost to the child; it must be sent again.
+    """
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda each, _frame: came.append(each))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _short(path: Path | str) -> str:

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,32 @@ def test_background_serves_until_it_is_stopped(
 
     again = _tritongen(["stop"], environment)
     assert (again.returncode, again.stdout) == (0, "no server runs\n")
+
+
+def test_nothing_runs_on_if_the_background_start_is_killed(
+    repository: Path, environment: Mapping[str, str], state: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "triton.log"
+    command = [sys.executable, "-m", "tritongen", "serve", str(repository), "--background", *FREE_PORTS]
+    with subprocess.Popen([*command, "--log-file", str(log)], env=dict(environment)) as process:
+        while not (log.exists() and log.stat().st_size):  # Triton's first words: it is there, and loads
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    deadline = time.monotonic() + 60
+    while found := _processes_with(str(repository)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    assert running_servers(state) == []
+
+
+def _processes_with(word: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [command] if word in command else []
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

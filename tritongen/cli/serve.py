@@ -95,7 +95,6 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
         log_stream=sys.stdout.buffer if to_stdout else None,
         extra_args=flags,
         ready_timeout_s=ready_timeout,
-        detached=background,
     )
     # A terminated service manager's or container's SIGTERM means the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -148,13 +147,14 @@ def _refuse_second(state: Path, repository: Path) -> None:
 
 def _keep(server: EmbeddedServer, state: Path) -> int:
     """Leave the server running and return."""
-    from tritongen.serving.registry import register
+    from tritongen.serving.registry import forget, register
 
     try:
-        record = _record(server, background=True)
-        register(state, record)
+        register(state, _record(server, background=True))
         _announce(server)
+        server.detach()  # until here the server ends with this process, however that ends
     except BaseException:
+        forget(state, server.repository)
         server.stop()
         raise
     click.echo(

@@ -75,8 +75,6 @@ class EmbeddedServer:
     extra_args: Sequence[str] = ()
     """Triton's own flags."""
     ready_timeout_s: float = 300.0
-    detached: bool = False
-    """Let the server outlive this process; its end is then `stop_process` on its `pid`."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _lifeline: int | None = field(default=None, init=False, repr=False)
     _scratch: Path | None = field(default=None, init=False, repr=False)
@@ -119,8 +117,8 @@ class EmbeddedServer:
         installation = self.check()
         for attempt in range(PORT_ATTEMPTS):
             chosen = self._choose_ports()
-            self._launch(installation)
             try:
+                self._launch(installation)
                 self._wait_ready()
             except BaseException as error:
                 log = self._log_text()
@@ -166,6 +164,19 @@ class EmbeddedServer:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def detach(self) -> None:
+        """Let the server outlive this process; its end is then `stop_process` on its `pid`.
+
+        ServerError if it has ended by itself meanwhile.
+        """
+        if self._lifeline is None:
+            raise ServerError("the server was not started")
+        try:
+            os.write(self._lifeline, supervisor.DETACH)
+        except BrokenPipeError:
+            raise cause_of_failure(self._log_text(), self.wait(), self.repository, self.log_file) from None
+        self._close_lifeline()
+
     def poll(self) -> int | None:
         """The server's exit code, or None while it runs."""
         return None if self._process is None else self._process.poll()
@@ -203,7 +214,6 @@ class EmbeddedServer:
             with self._relay or log.open("ab") as output:
                 self._start_supervisor(self._job(installation, scratch, backends), output)
         except OSError as error:
-            self.stop()
             raise RequirementError(
                 "the embedded Triton cannot be prepared",
                 found=str(error),
@@ -224,20 +234,19 @@ class EmbeddedServer:
         }
 
     def _start_supervisor(self, job: dict[str, Any], output: BinaryIO) -> None:
-        read_end, self._lifeline = (None, None) if self.detached else os.pipe()
+        read_end, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", supervisor.__file__, json.dumps({**job, "lifeline": read_end})],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=() if read_end is None else (read_end,),
+                pass_fds=(read_end,),
                 # Ctrl-C in a terminal goes to the whole group; the server must hear it from us alone.
                 start_new_session=True,
             )
         finally:
-            if read_end is not None:
-                os.close(read_end)
+            os.close(read_end)
 
     def _command(self, installation: Installation, scratch: Path, backends: Path) -> list[str]:
         command = [

@@ -2,9 +2,10 @@
 
 Run as a script (`python -I -S supervisor.py JOB`), so it imports the standard library only and stays small.
 It starts tritonserver and ends it when the lifeline (a pipe from the process that asked for the server)
-closes, however that process died. As a subreaper it inherits Triton's Python stubs when tritonserver is
-killed, so that they can be ended too. Then it removes the shared memory segments and the scratch folder.
-If the supervisor itself is killed, the kernel sends SIGTERM to tritonserver, which then ends its stubs.
+closes, however that process died; unless DETACH came through it before. As a subreaper it inherits Triton's
+Python stubs when tritonserver is killed, so that they can be ended too. Then it removes the shared memory
+segments and the scratch folder. If the supervisor itself is killed, the kernel sends SIGTERM to
+tritonserver, which then ends its stubs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+DETACH = b"d"
+"""Through the lifeline: the server outlives the process that asked for it."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.5
@@ -90,15 +93,17 @@ def _environment(job: dict[str, Any]) -> dict[str, str]:
 def _watch(server: subprocess.Popen[bytes], job: dict[str, Any], wakeup: int, stop: _StopFlag) -> int:
     """Wait for the server's end; ask for it when the lifeline closes or a signal came."""
     lifeline = job["lifeline"]
-    watched = [wakeup] if lifeline is None else [wakeup, lifeline]
+    watched = [wakeup, lifeline]
     while (code := server.poll()) is None:
         ready, _, _ = select.select(watched, [], [], POLL_S)
         if wakeup in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup, 512)
-        # Nothing is ever written to the lifeline: readable means closed.
-        if stop.wanted or lifeline in ready:
-            stop.wanted = True
+        if lifeline in ready:
+            stop.wanted |= os.read(lifeline, len(DETACH)) != DETACH
+            watched.remove(lifeline)
+            job["lifeline"] = None
+        if stop.wanted:
             return _end(server, job["grace_s"])
     return code
 
