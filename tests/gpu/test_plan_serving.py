@@ -19,8 +19,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.gpu.test_tensorrt import CHANNELS, convolutional, tritongen
-from tests.gpu.test_tensorrt import sample as noise
+from tests.gpu.network import CHANNELS, convolutional
+from tests.gpu.network import sample as noise
+from tests.gpu.test_tensorrt import tritongen
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.engines.tensorrt import TensorRTEngine
 from tritongen.engines.tensorrt.runner import TensorRTRunner

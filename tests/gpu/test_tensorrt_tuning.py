@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from tests import models
-from tests.gpu.test_tensorrt import (
+from tests.gpu.network import (
     CHANNELS,
     LARGEST,
     SIZE,
@@ -46,21 +46,6 @@ IMAGE = ResolvedInput(
     (CHANNELS, SIZE, SIZE),
     (CHANNELS, SIZE, SIZE),
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tuning")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Path:
-    return convolutional(folder / "net.onnx")
-
-
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> TensorRTEngine:
-    return TensorRTEngine(cache=folder / "cache")
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.conftest import SaveModel
-from tests.repository_models import to_write
 from tests.unit.test_images import plan
 from tritongen.cli import cli
 from tritongen.errors import RequirementError, SpecError
 from tritongen.repository.findings import Finding
-from tritongen.repository.manifest import Manifest, read_manifest
+from tritongen.repository.manifest import Manifest
 from tritongen.repository.targets import Known, check_reference, find_target
-from tritongen.repository.writer import write_model
 from tritongen.serving.container import checks
 from tritongen.serving.container.checks import check_launch, needed_shm_bytes
 from tritongen.serving.container.engine import Engine, Image
@@ -61,16 +58,6 @@ QUIET = Host(
 """A machine without Docker about which nobody complains: for looking at one thing at a time."""
 IMAGE = "nvcr.io/nvidia/tritonserver:26.08-py3"
 GPU_FILE = Path(__file__).parents[2] / "docker-compose.yml"
-
-
-@pytest.fixture
-def folder(save_model: SaveModel, tmp_path: Path) -> Path:
-    return write_model(tmp_path / "repository", to_write(save_model("linear"), tmp_path / "runs")).folder
-
-
-@pytest.fixture
-def manifest(folder: Path) -> Manifest:
-    return read_manifest(folder)
 
 
 def official(tag: str = "26.08", user: str | None = "") -> Identified:

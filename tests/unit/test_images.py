@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SaveModel
-from tests.repository_models import to_write
 from tritongen.errors import RepositoryError
 from tritongen.repository.manifest import Manifest
 from tritongen.repository.targets import (
@@ -18,16 +16,10 @@ from tritongen.repository.targets import (
     known_tags,
     loads_version_compatible,
 )
-from tritongen.repository.writer import write_model
 from tritongen.serving.container.images import choose_image, image_for
 
 DOCS = Path(__file__).parents[2] / "docs"
 IMAGE = "nvcr.io/nvidia/tritonserver"
-
-
-@pytest.fixture
-def manifest(save_model: SaveModel, tmp_path: Path) -> Manifest:
-    return write_model(tmp_path / "repository", to_write(save_model("linear"), tmp_path / "runs")).manifest
 
 
 def changed(manifest: Manifest, **changes: Any) -> Manifest:

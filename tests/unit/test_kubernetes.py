@@ -13,29 +13,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tests.conftest import SaveModel
-from tests.repository_models import to_write
 from tests.unit.test_images import plan
 from tritongen.cli import cli
 from tritongen.errors import RepositoryError, SpecError
 from tritongen.repository.manifest import Manifest, read_manifest
-from tritongen.repository.writer import write_model
 from tritongen.serving.container.kubernetes import QUEUE_METRIC, Settings, adapter_rules, render
 
 OFFICIAL = Settings("nvcr.io/nvidia/tritonserver:26.08-py3", "official")
 OWN = Settings("registry.example/tritongen-cpu:1", "own")
 VERSIONS = ("1.31", "1.35")
 CUSTOM = ("ServiceMonitor",)
-
-
-@pytest.fixture
-def folder(save_model: SaveModel, tmp_path: Path) -> Path:
-    return write_model(tmp_path / "repository", to_write(save_model("linear"), tmp_path / "runs")).folder
-
-
-@pytest.fixture
-def manifest(folder: Path) -> Manifest:
-    return read_manifest(folder)
 
 
 def parts(text: str) -> dict[str, Any]:

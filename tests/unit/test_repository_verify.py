@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,6 @@ from tritongen.repository.writer import write_model
 from tritongen.runs.store import write_record
 
 HERE = Place(embedded(), MACHINE)
-
-
-@pytest.fixture
-def folder(save_model: SaveModel, tmp_path: Path) -> Path:
-    model = to_write(save_model("linear"), tmp_path / "runs")
-    return write_model(tmp_path / "repository", model).folder
 
 
 def edit_config(folder: Path, change: Callable[[str], str]) -> None:
@@ -129,6 +124,12 @@ class TestFiles:
         assert (finding.check, finding.severity) == ("permissions", "warning")
         assert finding.fix.startswith("chmod -R a+rX ")
 
+    def test_commands_hold_for_any_path(self, folder: Path, tmp_path: Path) -> None:
+        repository = folder.parent.rename(tmp_path / "my models; $(x)")
+        (repository / "tiny/1/model.onnx").chmod(0o600)
+        (finding,) = found(repository / "tiny")
+        assert shlex.split(finding.fix) == ["chmod", "-R", "a+rX", str(repository / "tiny")]
+
     @pytest.mark.parametrize("target", ["nowhere", "model.onnx.link"])
     def test_links_that_lead_nowhere(self, target: str, folder: Path) -> None:
         (folder / "1/model.onnx.link").symlink_to(target)  # the second one leads to itself
@@ -141,8 +142,20 @@ class TestManifest:
     def test_none(self, folder: Path) -> None:
         (folder / "manifest.json").unlink()
         (finding,) = found(folder)
-        assert finding.check == "manifest"
+        assert (finding.check, finding.severity) == ("manifest", "warning")
         assert "not written by tritongen" in finding.message
+
+    def test_an_ensemble_of_ones_own(self, folder: Path) -> None:
+        ensemble = folder.parent / "whole"
+        (ensemble / "1").mkdir(parents=True)
+        (ensemble / "config.pbtxt").write_text(
+            """name: "whole" platform: "ensemble" max_batch_size: 4
+            input { name: "x" data_type: TYPE_FP32 dims: 4 } output { name: "y" data_type: TYPE_FP32 dims: 3 }
+            ensemble_scheduling { step { model_name: "tiny" model_version: -1
+              input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } } }""",
+            encoding="utf-8",
+        )
+        assert checks(ensemble) == [("manifest", "warning")]
 
     @pytest.mark.parametrize("text", ["", "{", '{"schema": "tritongen/manifest/2"}', "[]"])
     def test_another_form(self, text: str, folder: Path) -> None:

@@ -1,0 +1,24 @@
+"""A model in a repository, as `build` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SaveModel
+from tests.repository_models import to_write
+from tritongen.repository.manifest import Manifest, read_manifest
+from tritongen.repository.writer import write_model
+
+
+@pytest.fixture
+def folder(save_model: SaveModel, tmp_path: Path) -> Path:
+    """The folder of a linear model in `tmp_path`/repository."""
+    return write_model(tmp_path / "repository", to_write(save_model("linear"), tmp_path / "runs")).folder
+
+
+@pytest.fixture
+def manifest(folder: Path) -> Manifest:
+    """What is written down about the model in `folder`."""
+    return read_manifest(folder)
