@@ -432,7 +432,7 @@ def test_int8_passes_on_digits_and_a_ruined_recipe_is_rejected(tmp_path: Path) -
 class TestValuesThatCannotBeCompared:
     def closeness(self, reference: list[float]) -> Closeness:
         values = np.asarray([reference], np.float32)
-        one = Closeness("y", values, RELATIVE_L2)
+        one = Closeness("y", RELATIVE_L2)
         one.update(values, values)
         return one
 
@@ -449,3 +449,81 @@ class TestValuesThatCannotBeCompared:
 
     def test_finite_values_leave_no_doubt(self) -> None:
         assert self.closeness([1.0, 2.0]).doubt() is None
+
+
+class TestCandidatesThatFoolAMetric:
+    """Each of them was once let pass, or rejected, by an accident of the metric."""
+
+    def test_a_class_map_that_forgot_a_class(self, tmp_path: Path) -> None:
+        labels = np.array([[[0, 0], [1, 1]], [[0, 0], [2, 255]]])
+        exact = table(np.where(labels == 255, 0, labels), tmp_path / "exact.onnx")
+        broken = table(np.zeros_like(labels), tmp_path / "broken.onnx")
+        result = verdict(exact, broken, Samples(labels, i=indices(2)))
+        assert (result.reference_value, result.value) == pytest.approx((1, 4 / 7 / 3))
+        assert not result.passed
+
+    @pytest.mark.parametrize("beside", [0.0, np.nan])
+    def test_scores_that_are_nan(self, beside: float, tmp_path: Path) -> None:
+        """Also where the reference holds NaN elsewhere."""
+        scores = one_hot([0, 1, 2, 3])
+        scores[3] = beside
+        ruined = scores.copy()
+        ruined[:2] = np.nan
+        before, after = table(scores, tmp_path / "b.onnx"), table(ruined, tmp_path / "a.onnx")
+        result = verdict(before, after, Samples(truth(4), i=indices(4)), limit=100)
+        assert not result.passed
+        assert result.value == pytest.approx(0.25)
+        assert "NaN" in result.summary
+
+    def test_f1_of_class_numbers(self, tmp_path: Path) -> None:
+        wanted = np.arange(30) % 3
+        swapped = table(np.array([0, 2, 1])[wanted], tmp_path / "swapped.onnx")
+        exact = table(wanted, tmp_path / "exact.onnx")
+        result = verdict(exact, swapped, Samples(wanted, i=indices(30)), metric="f1")
+        assert (result.reference_value, result.value) == pytest.approx((1, 1 / 3))
+
+    def test_f1_of_probabilities_that_8_bits_rounded_beyond_1(self, tmp_path: Path) -> None:
+        yes = np.arange(20) % 2
+        shares = np.where(yes == 1, 0.9, 0.1).astype(np.float32)[:, None]
+        rounded = shares + np.float32(0.004) * (np.arange(20)[:, None] % 3 - 1)
+        rounded[1] = 1.004
+        exact, after = table(shares, tmp_path / "e.onnx"), table(rounded, tmp_path / "a.onnx")
+        assert verdict(exact, after, Samples(yes, i=indices(20)), metric="f1").value == 1
+
+    @pytest.mark.parametrize("name", ["boxes", "y"])
+    def test_outputs_that_are_no_scores_are_compared_as_numbers(self, name: str, tmp_path: Path) -> None:
+        """The largest coordinate of a box, or the largest number of an embedding, says nothing."""
+        rows = np.abs(np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32))
+        rows[:, 3] += 10
+        if name == "y":
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        moved = rows * np.array([3, 3, 1, 1], np.float32)
+        before, after = table(rows, tmp_path / "b.onnx", name), table(moved, tmp_path / "a.onnx", name)
+        result = verdict(before, after, Samples(i=indices(20)))
+        assert result.metric == RELATIVE_L2
+        assert not result.passed
+
+    def test_one_number_per_sample_has_no_highest_one(self, tmp_path: Path) -> None:
+        ages = table(np.linspace(20, 60, 20, dtype=np.float32), tmp_path / "a.onnx")
+        assert verdict(ages, ages, Samples(i=indices(20)), metric="agreement").metric == RELATIVE_L2
+
+
+class TestFewSamples:
+    """What so many samples cannot rule out is said, and not counted."""
+
+    @pytest.mark.parametrize("labels", [None, truth()], ids=["closeness", "labels"])
+    def test_agreement_on_few_samples_proves_little(self, labels: Array | None, tmp_path: Path) -> None:
+        model = table(one_hot([i % 4 for i in range(20)]), tmp_path / "m.onnx")
+        result = verdict(model, model, Samples(labels, i=indices(20)))
+        assert result.passed
+        assert "so few samples cannot rule out a loss of" in result.summary
+        assert "± 0.00" not in result.summary
+        exact = verdict(model, model, Samples(labels, i=indices(20)), Precision.FP32)
+        assert "so few samples" not in exact.summary
+
+    def test_many_samples_prove_it(self, tmp_path: Path) -> None:
+        model = table(one_hot([i % 4 for i in range(400)]), tmp_path / "m.onnx")
+        for labels in (None, truth(400)):
+            result = verdict(model, model, Samples(labels, i=indices(400)))
+            assert result.passed
+            assert "so few samples" not in result.summary

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tritongen.autotune.closeness import AGREEMENT, COSINE, EQUAL, RELATIVE_L2, Closeness
+from tritongen.autotune.closeness import AGREEMENT, COSINE, EQUAL, RELATIVE_L2, Closeness, measure_of
 from tritongen.autotune.metrics import Metric, default_metric, make_metric
+from tritongen.autotune.order_statistics import Z_95
 from tritongen.errors import DataError, ModelError, SpecError
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.records import Accuracy, OutputError
@@ -27,6 +28,8 @@ Outputs = Mapping[str, Array]
 
 DEFAULT_LOSS_LIMIT = 1.0
 """Points of the metric (percent) that may be lost on labelled data."""
+
+_LOSSY = (Precision.INT8, Precision.FP8)
 
 _WITHOUT_LABELS = {"agreement": AGREEMENT, "relative_l2": RELATIVE_L2, "cosine": COSINE}
 
@@ -62,7 +65,9 @@ def judge(
     )
     metric = settings.metric
     if dataset.labels is not None and metric not in _WITHOUT_LABELS:
-        return _by_labels(pairs, dataset.labels, settings, batched=batched, folder=spec_folder)
+        return _by_labels(
+            pairs, dataset.labels, settings, batched=batched, lossy=precision in _LOSSY, folder=spec_folder
+        )
     if metric is not None and metric not in _WITHOUT_LABELS:
         raise SpecError(
             f"the metric '{metric}' needs labels",
@@ -129,7 +134,7 @@ class _Pairs:
 
 
 def _by_labels(
-    pairs: _Pairs, labels: Array, settings: AccuracySpec, *, batched: bool, folder: Path | None
+    pairs: _Pairs, labels: Array, settings: AccuracySpec, *, batched: bool, lossy: bool, folder: Path | None
 ) -> Accuracy:
     name = settings.metric or default_metric(labels)
     limit = DEFAULT_LOSS_LIMIT if settings.limit is None else settings.limit
@@ -158,7 +163,7 @@ def _by_labels(
     if metrics is None:
         raise DataError("the validation data hold no sample", expected="at least one")
     return _labelled_verdict(
-        name, metrics, limit=limit, samples=pairs.samples, flips=(won, lost), unfit=unfit
+        name, metrics, limit=limit, samples=pairs.samples, flips=(won, lost), unfit=unfit, lossy=lossy
     )
 
 
@@ -170,14 +175,19 @@ def _labelled_verdict(
     samples: int,
     flips: tuple[int, int],
     unfit: str | None,
+    lossy: bool,
 ) -> Accuracy:
     before, after = metrics[0].value(), metrics[1].value()
     loss = 100 * (before - after)
     passed = loss <= limit + 1e-9 and unfit is None
+    margin = _margin(flips, samples) if name.startswith("top") else 0.0
+    noise = f", ± {margin:.2f} at 95 %; {_flips_text(flips)}" if margin else ""
     summary = (
         f"{name} {100 * after:.2f} % against {100 * before:.2f} % of the reference on {samples} samples: "
-        f"{_loss_text(loss)} (limit {limit:g}{_noise_text(name, flips, samples)})"
+        f"{_loss_text(loss)} (limit {limit:g}{noise})"
     )
+    if passed and lossy and loss + margin > limit:
+        summary += f"; so few samples cannot rule out a loss of {loss + margin:.2g} points"
     return Accuracy(
         basis="labels",
         passed=passed,
@@ -202,7 +212,8 @@ def _by_outputs(
                 continue
             if name not in outputs:
                 outputs[name] = Closeness(
-                    name, expected[name], _measure(measure, expected[name], synthetic=synthetic)
+                    name,
+                    _measure(measure, name, expected[name], batched=batched, synthetic=synthetic),
                 )
             outputs[name].update(expected[name], value)
         pairs.samples += _samples(batch) if batched else 1
@@ -216,8 +227,12 @@ def _by_outputs(
     worst = max(results, key=lambda one: _strain(one, outputs[one.output]))
     passed = all(one.passed for one in results)
     summary = _closeness_text(worst, outputs[worst.output], pairs.samples, len(results))
+    if passed and precision in _LOSSY and worst.measure in (AGREEMENT, EQUAL) and not synthetic:
+        possible = _possible_loss(100 * (1 - worst.value), pairs.samples)
+        if possible > 100 * (1 - worst.limit):
+            summary += f"; so few samples cannot rule out a loss of {possible:.2g} %"
     summary += "".join(f"; warning: {doubt}" for one in outputs.values() if (doubt := one.doubt()))
-    if synthetic and precision in (Precision.INT8, Precision.FP8):
+    if synthetic and precision in _LOSSY:
         passed = False
         name = str(precision).upper()
         summary = f"{name} is never selected on made-up inputs: give --validation-data ({summary})"
@@ -233,16 +248,16 @@ def _by_outputs(
     )
 
 
-def _measure(asked: str | None, reference: Array, *, synthetic: bool) -> str | None:
-    """The measure for one output; None lets the output decide.
+def _measure(asked: str | None, name: str, reference: Array, *, batched: bool, synthetic: bool) -> str:
+    """The measure for one output: what was asked for where that fits, else what the output looks like.
 
     On made-up inputs scores are nearly tied, and their order means nothing: floats are compared as numbers.
     """
     if reference.dtype.kind not in "fV":
         return EQUAL
-    if asked == AGREEMENT and (reference.ndim == 0 or reference.shape[-1] == 1):
+    if asked == AGREEMENT and (reference.ndim <= batched or reference.shape[-1] == 1):
         return RELATIVE_L2
-    return asked or (RELATIVE_L2 if synthetic else None)
+    return asked or (RELATIVE_L2 if synthetic else measure_of(reference, name))
 
 
 def _strain(result: OutputError, closeness: Closeness) -> float:
@@ -275,7 +290,9 @@ def _per_sample(outputs: Outputs, *, batched: bool) -> dict[str, Array]:
 def _unfit(expected: Outputs, found: Outputs) -> str | None:
     """Why the candidate's outputs cannot be trusted at all, whatever its metric says."""
     for name, value in found.items():
-        if value.dtype.kind == "f" and np.isnan(value).any() and not np.isnan(expected[name]).any():
+        if value.dtype.kind != "f" or value.shape != expected[name].shape:
+            continue
+        if (np.isnan(value) & ~np.isnan(expected[name].astype(value.dtype))).any():
             return f"output '{name}' holds NaN where the reference does not"
     return None
 
@@ -291,14 +308,27 @@ def _loss_text(loss: float) -> str:
     return f"{'loss' if loss > 0 else 'gain'} {abs(loss):.2f} points"
 
 
-def _noise_text(name: str, flips: tuple[int, int], samples: int) -> str:
-    """How sure the loss is: answers that flipped each way, and the interval of their difference (McNemar)."""
+def _margin(flips: tuple[int, int], samples: int) -> float:
+    """Half-width of the 95 % interval of the loss in points, from the answers that flipped each way.
+
+    Half a sample is added to each cell of the table (Agresti & Min, Statistics in Medicine 24, 2005): without
+    it ten samples that all agree would prove a loss of 0.
+    """
     won, lost = flips
-    if not name.startswith("top") or samples == 0:
-        return ""
-    variance = max(won + lost - (won - lost) ** 2 / samples, 0.0)
-    margin = 196 * math.sqrt(variance) / samples
-    return f", ± {margin:.2f} at 95 %; {lost} right answer{'' if lost == 1 else 's'} lost, {won} won"
+    total = samples + 2
+    return 100 * Z_95 * math.sqrt(won + lost + 1 - (won - lost) ** 2 / total) / total
+
+
+def _flips_text(flips: tuple[int, int]) -> str:
+    won, lost = flips
+    return f"{lost} right answer{'' if lost == 1 else 's'} lost, {won} won"
+
+
+def _possible_loss(loss_percent: float, samples: int) -> float:
+    """The upper end of Wilson's 95 % interval of a share lost, in percent."""
+    share, z2 = loss_percent / 100, Z_95**2 / samples
+    root = math.sqrt(share * (1 - share) * z2 + z2**2 / 4)
+    return 100 * (share + z2 / 2 + root) / (1 + z2)
 
 
 def _closeness_text(result: OutputError, closeness: Closeness, samples: int, count: int) -> str:

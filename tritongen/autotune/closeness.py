@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,13 +43,16 @@ DEFAULT_LIMITS: dict[str, dict[Precision, float]] = {
 }
 """Largest accepted loss in percent, by measure and precision; docs/accuracy.md gives the reasons."""
 
+_NO_SCORES = re.compile(r"box|coord|landmark|keypoint|embed|feature|hidden|pool", re.IGNORECASE)
+"""In the names of outputs of rank 2 that are not scores of classes."""
+
 
 class Closeness:
     """One output's distance, gathered batch by batch."""
 
-    def __init__(self, output: str, reference: Array, measure: str | None = None) -> None:
+    def __init__(self, output: str, measure: str) -> None:
         self.output = output
-        self.measure = measure or measure_of(reference)
+        self.measure = measure
         self.broken: str | None = None
         self.scored = 0
         self.values = 0
@@ -130,20 +134,28 @@ class Closeness:
         return f"{share} of the reference's '{self.output}' is NaN or infinite, which cannot be compared"
 
 
-def measure_of(reference: Array) -> str:
+def measure_of(reference: Array, name: str = "") -> str:
     """How an output is compared: equality for integers, bools and strings; top-1 agreement for scores.
 
-    Scores are floats of rank 2 with at least two columns, or of rank 3 whose rows are distributions;
-    relative L2 for all other floats.
+    Scores are floats of rank 2 with at least two columns, or of rank 3 whose rows are distributions.
+    Relative L2 for all other floats, and for what is no score by its name (boxes, embeddings) or because its
+    rows are unit vectors: which of their numbers is the largest says nothing.
     """
     if reference.dtype.kind not in "fV":
         return EQUAL
     classes = reference.shape[-1] if reference.ndim else 0
-    if classes < 2:  # noqa: PLR2004
+    if classes < 2 or _NO_SCORES.search(name) or _is_unit(reference):  # noqa: PLR2004
         return RELATIVE_L2
     if reference.ndim == 2 or (reference.ndim == 3 and _is_distribution(reference)):  # noqa: PLR2004
         return AGREEMENT
     return RELATIVE_L2
+
+
+def _is_unit(rows: Array) -> bool:
+    """Whether all rows have length 1 without being certain of one class."""
+    values = rows.astype(np.float64)
+    unit = np.allclose(np.linalg.norm(values, axis=-1), 1, atol=1e-3)
+    return bool(unit and not _is_distribution(rows))
 
 
 def _is_distribution(rows: Array) -> bool:

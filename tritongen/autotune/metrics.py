@@ -17,6 +17,12 @@ from tritongen.errors import DataError, SpecError
 Array = NDArray[np.generic]
 Correct = NDArray[np.bool_]
 
+_LEFT_OUT = 255
+"""The usual label of pixels that do not count."""
+
+_ROUNDING = 0.05
+"""So far beyond 0…1 a probability may lie that went through 8 bits."""
+
 
 class Metric(Protocol):
     """Takes outputs and labels batch by batch; `value` is a share from 0 to 1, higher is better."""
@@ -46,7 +52,7 @@ class TopK:
             # Ties count for the label only if fewer than k others are at least as high: no luck by order.
             mine = np.take_along_axis(scores, np.clip(wanted, 0, scores.shape[1] - 1)[:, None], axis=1)
             right = (scores >= mine).sum(axis=1) <= self._k
-            right &= (wanted >= 0) & (wanted < scores.shape[1])
+            right &= (wanted >= 0) & (wanted < scores.shape[1]) & ~np.isnan(scores).any(axis=1)
         self._right += int(right.sum())
         self._seen += len(wanted)
         return np.asarray(right, np.bool_)
@@ -58,7 +64,8 @@ class TopK:
 class MeanIoU:
     """Mean over classes of intersection ÷ union, from class maps or [n, classes, …] scores.
 
-    Labels below 0 or beyond the classes (such as 255) are left out, and so are classes that never occur.
+    Labels below 0 and 255 are left out, beside scores all labels beyond the classes, and so are classes that
+    never occur.
     """
 
     def __init__(self, output: str) -> None:
@@ -71,7 +78,8 @@ class MeanIoU:
             classes = found.shape[1]
             found = found.argmax(axis=1)
         else:
-            classes = int(max(found.max(initial=0), 0)) + 1
+            # A map does not tell how many classes there are, least of all one that forgot some of them.
+            classes = int(max(found.max(initial=0), labels[labels != _LEFT_OUT].max(initial=0), 0)) + 1
         if found.shape != labels.shape:
             raise _misfit(
                 self._output, found, labels, "[n, classes, …] scores or a class map like the labels"
@@ -79,7 +87,7 @@ class MeanIoU:
         self._grow(classes)
         size = len(self._confusion)
         wanted = labels.astype(np.int64)
-        counted = (wanted >= 0) & (wanted < size)
+        counted = (wanted >= 0) & (wanted < size) & (wanted != _LEFT_OUT)
         pairs = wanted[counted] * size + found[counted].astype(np.int64)
         self._confusion += np.bincount(pairs, minlength=size * size).reshape(size, size)
 
@@ -99,31 +107,35 @@ class F1:
     """F1 of class 1 for two classes, the mean over classes (macro) for more, or over labels (multi-label).
 
     A single score per sample and multi-label scores are cut at 0.5 if all lie in 0…1, else (logits) at 0.
+    One integer per sample is the number of a class.
     """
 
     def __init__(self, output: str) -> None:
         self._output = output
         self._scores: list[NDArray[np.float64]] = []
         self._labels: list[Array] = []
+        self._numbers = False
 
     def update(self, outputs: Mapping[str, Array], labels: Array) -> None:
         scores = outputs[self._output]
+        self._numbers = scores.dtype.kind in "iu" and scores.size == labels.size == len(labels)
         self._scores.append(scores.reshape(len(labels), -1).astype(np.float64))
         self._labels.append(labels.reshape(len(labels), -1))
 
     def value(self) -> float:
         scores = np.concatenate(self._scores)
         labels = np.concatenate(self._labels).astype(np.float64)
+        if self._numbers:
+            found, wanted = scores[:, 0].astype(np.int64), labels[:, 0].astype(np.int64)
+            return _f1_of_classes(found, wanted, binary=max(found.max(), wanted.max()) <= 1)
         if scores.shape == labels.shape:
-            cut = 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
+            is_share = scores.min() >= -_ROUNDING and scores.max() <= 1 + _ROUNDING
+            cut = 0.5 if is_share else 0.0
             return float(np.mean([_f1(scores[:, i] > cut, labels[:, i] > 0) for i in range(scores.shape[1])]))
         if labels.shape[1] != 1:
             raise _misfit(self._output, scores, labels, "one label per sample, or one per score")
-        found, wanted = scores.argmax(axis=1), labels[:, 0].astype(np.int64)
-        if scores.shape[1] == 2:  # noqa: PLR2004
-            return _f1(found == 1, wanted == 1)
-        classes = np.union1d(found, wanted)
-        return float(np.mean([_f1(found == c, wanted == c) for c in classes]))
+        wanted = labels[:, 0].astype(np.int64)
+        return _f1_of_classes(scores.argmax(axis=1), wanted, binary=scores.shape[1] == 2)  # noqa: PLR2004
 
 
 class UserMetric:
@@ -249,6 +261,12 @@ def _misfit(output: str, found: Array, labels: Array, expected: str) -> DataErro
         found=f"output [{', '.join(map(str, found.shape))}], labels [{', '.join(map(str, labels.shape))}]",
         expected=expected,
     )
+
+
+def _f1_of_classes(found: NDArray[np.int64], wanted: NDArray[np.int64], *, binary: bool) -> float:
+    if binary:
+        return _f1(found == 1, wanted == 1)
+    return float(np.mean([_f1(found == c, wanted == c) for c in np.union1d(found, wanted)]))
 
 
 def _f1(found: Correct, wanted: Correct) -> float:

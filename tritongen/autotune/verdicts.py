@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tritongen.autotune.judging import MIN_GAIN, Goal, Judged, beats, exactness, measured_ratio, noise
 from tritongen.errors import BuildError
 from tritongen.runs.records import Comparison, Loser, Outcome, Trial
+from tritongen.spec import Precision
 
 
 def figure(one: Judged, goal: Goal) -> str:
@@ -44,7 +45,7 @@ def why_won(
         rest = "the only candidate that was tried" if alone else "no other candidate passed"
         reason = f"{figure(winner, goal)}; {rest}"
     accuracy = winner.trial.accuracy
-    if accuracy is not None and accuracy.loss:
+    if accuracy is not None and (accuracy.loss or winner.trial.candidate.precision is not Precision.FP32):
         reason += f"; {accuracy.summary}"
     if not winner.meets_slo:
         missed = ", ".join(str(slo) for slo in goal.latency_slos)
