@@ -94,7 +94,8 @@ class TestContents:
         finally:
             os.umask(before)
         assert {mode for _, mode in snapshot(folder).values()} == {0o644}
-        assert {stat.S_IMODE(p.stat().st_mode) for p in (folder, *folder.iterdir()) if p.is_dir()} == {0o755}
+        folders = (p for p in (repository, folder, *folder.iterdir()) if p.is_dir())
+        assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o755}
 
     def test_external_data_keeps_its_name(
         self, save_model: SaveModel, tmp_path: Path, repository: Path
@@ -271,7 +272,7 @@ class TestForeignContent:
         with pytest.raises(RepositoryError, match="not written by tritongen"):
             write_model(repository, linear)
         assert (folder / "config.pbtxt").read_text(encoding="utf-8") == "mine"
-        assert write_model(repository, linear, force=True).version == 1
+        assert write_model(repository, linear, force=True).version == 2
 
     def test_an_edited_config_is_not_touched(self, linear: ModelToWrite, repository: Path) -> None:
         config = write_model(repository, linear).folder / "config.pbtxt"
@@ -281,6 +282,12 @@ class TestForeignContent:
         assert "# mine" in config.read_text(encoding="utf-8")
         write_model(repository, linear, force=True)
         assert "# mine" not in config.read_text(encoding="utf-8")
+
+    def test_a_number_is_used_once_even_by_force(self, repository: Path, tmp_path: Path) -> None:
+        for seed in (1, 2):
+            folder = write_model(repository, other_linear(tmp_path, seed)).folder
+        (folder / "config.pbtxt").write_text("mine", encoding="utf-8")
+        assert write_model(repository, other_linear(tmp_path, 3), force=True).version == 3
 
     def test_a_foreign_version_is_not_touched(self, linear: ModelToWrite, repository: Path) -> None:
         folder = write_model(repository, linear).folder
@@ -296,6 +303,17 @@ class TestForeignContent:
         (folder / "labels.txt").write_text("cat\ndog\n", encoding="utf-8")
         write_model(repository, other_linear(tmp_path))
         assert (folder / "labels.txt").read_text(encoding="utf-8") == "cat\ndog\n"
+
+    def test_links_move_along_as_links(self, linear: ModelToWrite, repository: Path, tmp_path: Path) -> None:
+        folder = write_model(repository, linear).folder
+        (tmp_path / "labels").mkdir()
+        targets = {"file": "config.pbtxt", "folder": str(tmp_path / "labels"), "nothing": "nowhere"}
+        for name, target in targets.items():
+            (folder / name).symlink_to(target)
+        os.mkfifo(folder / "pipe")
+        write_model(repository, other_linear(tmp_path))
+        assert {name: str((folder / name).readlink()) for name in targets} == targets
+        assert (folder / "pipe").is_fifo()
 
     @pytest.mark.parametrize("kind", ["file", "link"])
     def test_what_is_no_folder_is_in_the_way(

@@ -56,7 +56,7 @@ class Assembly:
     """The folder that is being replaced, if tritongen wrote it."""
     events: EventSink
     highest_version: int = 0
-    """The highest number that a state kept beside the repository has: it is not used again."""
+    """The highest number in the folder that is replaced and in states beside it: it is not used again."""
     replaced: str | None = None
     """Why older versions could not stay, once `run` has found out."""
     notes: list[str] = field(default_factory=list)
@@ -160,7 +160,7 @@ class Assembly:
         old = sorted(self.existing.manifest.kept_versions, key=lambda v: -v.version) if self.existing else []
         artifact = _artifact(self.model.winner)
         new = KeptVersion(
-            version=max(old[0].version if old else 0, self.highest_version) + 1,
+            version=self.highest_version + 1,
             candidate=self.model.selection.winner,
             artifact_digest=artifact.digest,
             source_digest=self.model.graph.digest,

@@ -60,21 +60,23 @@ class Contents:
     def link(self, source: Path, path: str, entry: FileEntry | None) -> None:
         """Take over a file of the folder that this one replaces; with `entry` it is listed as ours.
 
-        Linked where the file system can: the old folder is deleted right after.
+        Linked where the file system can: the old folder is deleted right after. A symbolic link stays one.
         """
         target = self._claim(path)
         try:
-            os.link(source, target)
+            os.link(source, target, follow_symlinks=False)
         except OSError:
-            shutil.copyfile(source, target)
-            target.chmod(FILE_MODE)
+            shutil.copyfile(source, target, follow_symlinks=False)
+            if not target.is_symlink():
+                target.chmod(FILE_MODE)
         if entry is not None:
             self.files[path] = entry
 
     def sync(self) -> None:
-        """Flush every file and folder to the disk."""
+        """Flush every file and folder to the disk, but no pipe (it would block) and nothing behind links."""
         for path in sorted(self.folder.rglob("*"), reverse=True):
-            sync(path)
+            if not path.is_symlink() and (path.is_file() or path.is_dir()):
+                sync(path)
         sync(self.folder)
 
     def _claim(self, path: str) -> Path:
@@ -107,8 +109,12 @@ def is_inside(path: str) -> bool:
 
 
 def listing(folder: Path) -> list[str]:
-    """Every file below `folder`, relative to it, in order."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    """Every file and symbolic link below `folder`, relative to it, in order."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
 
 
 def entry_of(path: Path) -> FileEntry:

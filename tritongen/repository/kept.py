@@ -94,11 +94,12 @@ def kept_states(repository: Path, name: str) -> tuple[Kept, ...]:
 
 
 def highest_version(repository: Path, name: str) -> int:
-    """The highest version number that a state beside the repository has, readable or not; 0 if none."""
+    """The highest version number in the repository or in a state beside it, readable or not; 0 if none."""
     root = kept_root(repository)
     folders = root.glob(f"{name}.*/{STATE}/*") if root is not None else ()
     of_model = (path for path in folders if path.parents[1].name.rpartition(".")[0] == name)
-    return max((int(path.name) for path in of_model if path.name.isdecimal()), default=0)
+    in_place = (repository / name).glob("*")
+    return max((int(path.name) for path in (*in_place, *of_model) if path.name.isdecimal()), default=0)
 
 
 def damage(folder: Path, manifest: Manifest) -> RepositoryError | None:

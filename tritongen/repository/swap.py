@@ -55,7 +55,10 @@ def locked(repository: Path, wait_seconds: float = _LOCK_SECONDS) -> Iterator[No
 def _open_lock(repository: Path) -> int:
     """A descriptor to lock: the folder itself, so that no lock file is left behind."""
     with explained(repository, place=True):
+        is_new = not repository.is_dir()
         repository.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            repository.chmod(0o755)  # whatever the umask says, as all that goes into it
         descriptor = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _try_lock(descriptor)
