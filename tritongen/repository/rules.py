@@ -65,7 +65,7 @@ def _tensors(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _backend(config: Any) -> Iterator[tuple[str, str]]:
-    if not config.backend:
+    if not config.backend and config.platform != "ensemble":
         yield "no backend is named", 'write backend: "onnxruntime" (platform is the older form)'
 
 
@@ -277,7 +277,12 @@ def _onnxruntime_accelerators(config: Any) -> Iterator[tuple[str, str]]:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("backend", "tritongen", "The backend is named; platform is its older form.", _backend),
+    Rule(
+        "backend",
+        "tritongen",
+        "The backend is named; platform is its older form (an ensemble has no backend).",
+        _backend,
+    ),
     Rule("max-batch-size", "core", "max_batch_size is not negative.", _max_batch),
     Rule("dims", "core", "Every tensor has a name and dims of 1 or more, or -1.", _dims),
     Rule("reshape", "core", "A reshape keeps the number of elements; empty only when batching.", _reshape),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,12 +125,15 @@ def _findings(folder: Path, place: Place) -> Iterator[Finding]:
     try:
         manifest = manifests.read_manifest(folder)
     except RepositoryError as error:
+        # A model of one's own (an ensemble, say) has its place beside ours; a damaged manifest has not.
+        own = not (folder / manifests.FILENAME).exists()
         yield Finding(
             name,
             "manifest",
             f"{error.message}{f' ({error.found})' if error.found else ''}",
             "nothing tells what built it, so its files, versions and promises cannot be checked",
-            error.fix or _REBUILD,
+            f"leave it if it is yours; else {error.fix or _REBUILD}" if own else error.fix or _REBUILD,
+            "warning" if own else "error",
         )
     if manifest is not None:
         yield from _digests(folder, manifest)
@@ -162,7 +166,7 @@ def _unfinished(repository: Path) -> Iterator[Finding]:
                 "interrupted",
                 "writing it was interrupted between two renames",
                 "the model is missing from the repository until the old state is put back",
-                f"mv {aside} {target}, or run `tritongen build`",
+                f"{_command('mv', aside, target)}, or run `tritongen build`",
             )
     for shadow in filter(is_shadow, repository.iterdir()):
         name = shadow.name.rpartition(".")[0]
@@ -171,7 +175,7 @@ def _unfinished(repository: Path) -> Iterator[Finding]:
             "interrupted",
             f"{shadow} was left by an interrupted reload",
             "a server that starts loads it as one more model, which takes memory",
-            f"rm -r {shadow}, or run `tritongen reload {name}` again",
+            f"{_command('rm -r', shadow)}, or run `tritongen reload {name}` again",
             "warning",
         )
     if workspaces and root.parent == repository.resolve():
@@ -180,8 +184,13 @@ def _unfinished(repository: Path) -> Iterator[Finding]:
             "interrupted",
             f"{root} was left by an interrupted write",
             "Triton takes every folder in its repository for a model and refuses to start",
-            f"rm -r {root}, or run `tritongen build`",
+            f"{_command('rm -r', root)}, or run `tritongen build`",
         )
+
+
+def _command(what: str, *paths: Path) -> str:
+    """A command line that works as it stands, whatever the paths hold."""
+    return f"{what} {shlex.join(map(str, paths))}"
 
 
 def _digests(folder: Path, manifest: Manifest) -> Iterator[Finding]:
@@ -296,7 +305,7 @@ def _readable(folder: Path) -> Iterator[Finding]:
             "permissions",
             f"other users cannot read {_first(closed)}",
             "a container that does not run as you cannot load the model",
-            f"chmod -R a+rX {folder}",
+            _command("chmod -R a+rX", folder),
             "warning",
         )
 
