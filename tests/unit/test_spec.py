@@ -105,6 +105,12 @@ MODEL = "models:\n  a:\n    path: a.onnx\n"
             [":4: unknown key 'models.a.xyzzy'", "accuracy, build_budget_minutes, data", "remove it"],
         ),
         (MODEL + "    queue_delay_us: 1\n", ["it belongs under models.NAME.serving"]),
+        (MODEL + "    raw: x\n", ["it belongs under models.NAME.serving"]),
+        (MODEL + "    queue_delay: 1\n", ["did you mean 'queue_delay_us', under models.NAME.serving?"]),
+        (MODEL + "    run_dir: x\n", ["it belongs at the top level"]),
+        (MODEL + "    serving: {instances: 5000000000}\n", ["instances must be at most 2147483647"]),
+        (MODEL + "    build_budget_minutes: 0\n", ["must be more than 0"]),
+        (MODEL + "    tensorrt: {tiling: fast}\n", ["did you mean 'FAST'?"]),
         (MODEL + "engine: auto\n", [":4: unknown key 'engine'", "it belongs under models.NAME"]),
         (MODEL + "    folder: x\n", [":4: unknown key 'models.a.folder'"]),
         (MODEL + "    engine: onnxruntim\n", [":4: models.a.engine must be one of", "'onnxruntime'?"]),
@@ -256,6 +262,7 @@ def test_name_is_for_one_model() -> None:
         ("accuracy_metric", "top", "--metric has none of the forms"),
         ("tensorrt", {"refit": "maybe"}, "--tensorrt refit must be true or false"),
         ("tensorrt", {"best_of": "0"}, "--tensorrt best_of must be at least 1"),
+        ("tensorrt", {"optimization_level": "9"}, "--tensorrt optimization_level must be at most 5"),
         ("tensorrt", {"best_off": "1"}, "--tensorrt: unknown key 'best_off'"),
     ],
 )
@@ -283,6 +290,13 @@ def test_the_shipped_schema_is_current() -> None:
 def test_the_shipped_reference_is_current() -> None:
     shipped = (DOCS / "spec.md").read_text(encoding="utf-8")
     assert shipped == markdown(json_schema()), "run: tritongen schema spec --markdown > docs/spec.md"
+
+
+def test_every_key_is_in_the_reference() -> None:
+    schema = json_schema()
+    sections = [schema, *(entry for entry in schema["$defs"].values() if "properties" in entry)]
+    text = markdown(schema)
+    assert not [key for section in sections for key in section["properties"] if f"| `{key}` |" not in text]
 
 
 def test_every_key_is_explained() -> None:

@@ -16,6 +16,10 @@ from tritongen.errors import SpecError
 from tritongen.slo import parse_slo
 
 MAX_NAME_LENGTH = 100
+_INT32, _UINT32 = 2**31 - 1, 2**32 - 1
+"""The largest numbers that the fields of Triton's config.pbtxt hold."""
+_MICROSECONDS = (2**63 - 1) // 1000
+"""Triton counts nanoseconds in 64 bits."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -120,19 +124,19 @@ class AccuracySpec(_Model):
 class ServingSpec(_Model):
     """What goes into config.pbtxt beyond what the trials decide."""
 
-    instances: int | None = Field(default=None, ge=1)
+    instances: int | None = Field(default=None, ge=1, le=_INT32)
     """Instance count; default: what the trials found best."""
-    queue_delay_us: int = Field(default=0, ge=0)
+    queue_delay_us: int = Field(default=0, ge=0, le=_MICROSECONDS)
     """How long the dynamic batcher may wait for more requests, in microseconds."""
     dynamic_batching: bool = True
     """Let Triton join waiting requests into one batch."""
     preferred_batch_sizes: tuple[int, ...] = ()
     """Leave empty unless the engine has one optimization profile per batch size."""
-    max_queue_size: int | None = Field(default=None, ge=0)
+    max_queue_size: int | None = Field(default=None, ge=0, le=_UINT32)
     """Requests that may wait before more are refused; default: no limit."""
-    default_queue_timeout_us: int | None = Field(default=None, ge=0)
+    default_queue_timeout_us: int | None = Field(default=None, ge=0, le=_MICROSECONDS)
     """How long a request may wait before it is refused, in microseconds; default: no limit."""
-    priority_levels: int = Field(default=0, ge=0)
+    priority_levels: int = Field(default=0, ge=0, le=_UINT32)
     """Number of priorities that requests may carry (1 is the highest); 0: none."""
     default_priority_level: int = Field(default=0, ge=0)
     """Priority of requests that carry none."""
@@ -192,7 +196,7 @@ class ModelSpec(_Model):
     """ONNX Runtime's: `cpu` (default), or with onnxruntime-gpu `cuda` or `tensorrt` on a GPU."""
     precision: tuple[Precision, ...] | None = None
     """What to try; default: every precision that the engine has and the data can prove."""
-    max_batch_size: int | None = Field(default=None, ge=0)
+    max_batch_size: int | None = Field(default=None, ge=0, le=_INT32)
     """Largest batch to measure and serve; 0 turns batching off; default 8, or what the graph allows."""
     objective: Annotated[str, Field(pattern=r"^(throughput|latency|latency@[1-9][0-9]*)$")] = "throughput"
     """`throughput` (at the largest batch size that the SLO allows), `latency`, or `latency@BATCH`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -88,12 +89,12 @@ def _describe(problem: ErrorDetails, schema: dict[str, Any], where: str, key: st
             name: context.get(name) for name in ("found", "expected", "fix")
         })  # fmt: skip
     allowed = _allowed(schema, location)
-    near = difflib.get_close_matches(str(problem["input"]), allowed, n=1) if allowed else []
+    near = nearest(str(problem["input"]), allowed)
     return SpecError(
         f"{what} {_complaint(problem)}",
         found=shown,
         expected=", ".join(allowed) or _meaning(schema, location),
-        fix=f"did you mean '{near[0]}'?" if near else None,
+        fix=f"did you mean '{near}'?" if near else None,
     )
 
 
@@ -118,39 +119,45 @@ def _complaint(problem: ErrorDetails) -> str:
         "string_pattern_mismatch": "has none of the forms that it may have",
         "too_short": "must hold at least one entry",
     }
-    if kind == "greater_than_equal":
-        return f"must be at least {context['ge']}"
-    if kind in ("enum", "literal_error"):
-        return f"must be one of {context['expected']}"
+    bounds = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le"),
+              "greater_than": ("more than", "gt"), "enum": ("one of", "expected"),
+              "literal_error": ("one of", "expected")}  # fmt: skip
+    if kind in bounds:
+        bound, key = bounds[kind]
+        return f"must be {bound} {context[key]}"
     return words.get(kind, problem["msg"])
 
 
 def _unknown_key(schema: dict[str, Any], where: str, key: str, location: Location) -> SpecError:
     allowed = sorted(_resolve(schema, location[:-1]).get("properties", {}))
     name = str(location[-1])
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    elsewhere = "" if near else _home(schema, name)
-    return SpecError(
-        f"{where}: unknown key '{key or name}'",
-        expected=", ".join(allowed),
-        fix=f"did you mean '{near[0]}'?" if near else elsewhere or "remove it",
-    )
+    homes = _homes(schema)
+    near, far = nearest(name, allowed), nearest(name, homes)
+    if name in homes:
+        fix = f"it belongs {homes[name]}"
+    elif near:
+        fix = f"did you mean '{near}'?"
+    else:
+        fix = f"did you mean '{far}', {homes[far]}?" if far else "remove it"
+    return SpecError(f"{where}: unknown key '{key or name}'", expected=", ".join(allowed), fix=fix)
 
 
-def _home(schema: dict[str, Any], name: str) -> str:
-    """Where a key that exists elsewhere in the spec belongs."""
-    sections = {
-        "DataSpec": "data",
-        "AccuracySpec": "accuracy",
-        "ServingSpec": "serving",
-        "TensorRTSpec": "tensorrt",
-    }
-    for title, section in sections.items():
-        if name in schema["$defs"].get(title, {}).get("properties", {}):
-            return f"it belongs under models.NAME.{section}"
-    if name in schema["$defs"]["ModelSpec"]["properties"]:
-        return "it belongs under models.NAME"
-    return ""
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that resembles this one most, capitals or not; None if none does."""
+    spelled = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1)
+    return spelled[near[0]] if near else None
+
+
+def _homes(schema: dict[str, Any]) -> dict[str, str]:
+    """Where each key of the spec belongs, in words."""
+    entries = schema["$defs"]["ModelSpec"]["properties"]
+    homes: dict[str, str] = {}
+    for section, entry in entries.items():
+        keys = _follow(entry, schema).get("properties", {})
+        homes |= dict.fromkeys(keys, f"under models.NAME.{section}")
+    homes |= dict.fromkeys(entries, "under models.NAME")
+    return homes | dict.fromkeys(schema["properties"], "at the top level")
 
 
 def _resolve(schema: dict[str, Any], location: Location) -> dict[str, Any]:

@@ -5,14 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-_SECTIONS = {
-    "Spec": ("The file", "Keys at the top level."),
-    "ModelSpec": ("`models.NAME`", "One entry per model; NAME is what Triton serves it under."),
-    "DataSpec": ("`models.NAME.data`", None),
-    "AccuracySpec": ("`models.NAME.accuracy`", None),
-    "ServingSpec": ("`models.NAME.serving`", None),
-}
-
 _INTRODUCTION = """\
 # The spec: `tritongen.yaml`
 
@@ -57,13 +49,26 @@ from the type (`int8`, `uint8`). Made-up floats are standard normal, bools fair,
 def markdown(schema: dict[str, Any]) -> str:
     """The spec reference, one table per section of `schema` (as `tritongen.spec.json_schema` gives it)."""
     definitions = schema["$defs"]
-    parts = [_INTRODUCTION]
-    for name, (title, text) in _SECTIONS.items():
-        section = schema if name == "Spec" else definitions[name]
-        parts.append(
-            f"## {title}\n\n{text or section.get('description', '')}\n\n{_table(section, definitions)}"
-        )
+    entries = definitions["ModelSpec"]["properties"]
+    parts = [
+        _INTRODUCTION,
+        _section("The file", "Keys at the top level.", schema, definitions),
+        _section(
+            "`models.NAME`",
+            "One entry per model; NAME is what Triton serves it under.",
+            definitions["ModelSpec"],
+            definitions,
+        ),
+    ]
+    for key, entry in entries.items():
+        section = definitions.get(entry.get("$ref", "").rsplit("/", 1)[-1], {})
+        if "properties" in section:
+            parts.append(_section(f"`models.NAME.{key}`", section["description"], section, definitions))
     return "\n".join([*parts, _FORMS])
+
+
+def _section(title: str, text: str, section: dict[str, Any], definitions: dict[str, Any]) -> str:
+    return f"## {title}\n\n{text}\n\n{_table(section, definitions)}"
 
 
 def _table(section: dict[str, Any], definitions: dict[str, Any]) -> str:
@@ -111,7 +116,14 @@ def _type(entry: dict[str, Any], definitions: dict[str, Any]) -> str:  # noqa: P
 
 
 def _bounds(entry: dict[str, Any]) -> str:
-    return f" ≥ {entry['minimum']}" if "minimum" in entry else ""
+    low, high = entry.get("minimum"), entry.get("maximum", _ANY)
+    if high < _ANY:
+        return f" {low} … {high}"
+    return "" if low is None else f" ≥ {low}"
+
+
+_ANY = 2**31 - 1
+"""Bounds from here on are those of Triton's fields and nobody's wish."""
 
 
 def _cell(text: str) -> str:
