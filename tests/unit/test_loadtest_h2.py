@@ -21,6 +21,7 @@ from tritongen.loadtest import samples
 from tritongen.loadtest.http2 import frames
 from tritongen.loadtest.http2.connection import Connection
 from tritongen.loadtest.http2.headers import BlockReader, RequestHeaders
+from tritongen.loadtest.request import compressed
 from tritongen.loadtest.transport_h2 import H2Transport, message
 
 ANSWER = message(b"the answer")
@@ -277,6 +278,13 @@ def test_the_servers_limit_of_calls_is_respected() -> None:
             "x" * 40_000,
         ),
         (lambda call: call.answer(b"", [("grpc-status", "99")]), 1099, ""),
+        (lambda call: call.answer(b"", [("grpc-status", "70000")]), samples.GARBAGE, "cannot be read"),
+        (lambda call: call.answer(b"", [("grpc-status", "-900")]), samples.GARBAGE, "cannot be read"),
+        (
+            lambda call: call.server.h2c.send_headers(call.stream, [(":status", "70000")], end_stream=True),
+            samples.GARBAGE,
+            "cannot be read",
+        ),
         (lambda call: call.answer(b""), samples.GARBAGE, "an empty answer"),
         (lambda call: call.answer(ANSWER[:-1]), samples.GARBAGE, "cut short"),
         (lambda call: call.answer(ANSWER[:3]), samples.GARBAGE, "cut short"),
@@ -425,6 +433,22 @@ def test_streaming_ends_with_the_last_answer() -> None:
 
     stage = play(several, act, streaming=True)
     assert stage.calls[0].headers[":path"].endswith("/ModelStreamInfer")
+    assert stage.ends == {0: (1002, "wrong"), 1: (samples.OK, "")}
+
+
+@pytest.mark.parametrize("method", ["gzip", "deflate"])
+def test_compressed_answers_of_streams(method: str) -> None:
+    """A server may compress its answers, as we allow: an error is an error all the same."""
+    error, good = b"\x0a\x05wrong", b"\x12\x00"
+
+    def several(call: Call) -> None:
+        call.answer(message(compressed(good if call.number else error, method), compressed=True))
+
+    async def act(client: H2Transport, stage: Stage) -> None:
+        await send(client, stage)
+        await send(client, stage)
+
+    stage = play(several, act, streaming=True)
     assert stage.ends == {0: (1002, "wrong"), 1: (samples.OK, "")}
 
 

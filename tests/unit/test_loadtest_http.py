@@ -102,6 +102,22 @@ def test_an_answer_like_the_last_one_is_still_looked_at() -> None:
     assert found == [good, good, 429, good, good, good, bad, good, bad]
 
 
+@pytest.mark.parametrize("place", range(1, 12))
+def test_trailers_of_chunks_in_pieces(place: int) -> None:
+    """However they are cut: what is left of them must not become the next answer's beginning."""
+    trailers = b"0\r\nX-A: 1\r\nX-B: 2\r\n\r\n"
+    answer = CHUNKED.removesuffix(b"0\r\n\r\n") + trailers
+    cut_at = len(answer) - place * 2
+    pieces = [answer[:cut_at], answer[cut_at:-2], answer[-2:]]
+    assert exchange(pieces, close=False, requests=2) == [(samples.OK, "")] * 2
+
+
+def test_answers_before_the_answer() -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    assert exchange([hints + hints + PLAIN], close=False, requests=2) == [(samples.OK, "")] * 2
+    assert exchange([hints, PLAIN], close=False, requests=2) == [(samples.OK, "")] * 2
+
+
 def test_a_body_that_ends_with_the_connection() -> None:
     assert exchange([UNTIL_END], close=True, requests=2) == [(samples.OK, "")] * 2
 
@@ -114,6 +130,7 @@ def test_a_body_that_ends_with_the_connection() -> None:
         (PLAIN + b"more", False, samples.GARBAGE),
         (EMPTY, False, samples.GARBAGE),
         (PLAIN.replace(b"{", b"<"), False, samples.GARBAGE),
+        (PLAIN.replace(b"200", b"001"), False, samples.GARBAGE),
         (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n", False, samples.GARBAGE),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", False, samples.GARBAGE),
         (PLAIN[:-1], True, samples.LOST),

@@ -108,7 +108,7 @@ def _call_h2(model: ServedModel, address: Address, request: bytes, timeout_s: fl
         raise _no_answer(model, address, error, timeout_s)
     if status != samples.OK:
         raise _refused(model, f"{samples.cause(status)}: {detail}")
-    return transport.answer
+    return transport.last.content if transport.last else b""
 
 
 async def _one_call(job: Job, request: bytes, timeout_s: float) -> tuple[H2Transport, int, str]:

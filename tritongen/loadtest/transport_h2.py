@@ -51,8 +51,8 @@ class H2Transport:
         self.streaming = streaming
         self.kept_bytes = kept_bytes
         """How much of an answer's last message is kept."""
-        self.answer = b""
-        """The last message of the call that ended last."""
+        self.last: Stream | None = None
+        """The call that ended last."""
         self._address = (host, port)
         self._tls = tls
         self._requests = [message(each, compressed=compression is not None) for each in requests]
@@ -110,7 +110,7 @@ class H2Transport:
 
     def ended(self, stream: Stream, status: int, detail: str) -> None:
         """A call ended."""
-        self.answer = bytes(stream.first)
+        self.last = stream
         if self._waiting:
             self.has_room(stream.connection)
         if self._active.pop(stream.row, None) is not None:

@@ -41,7 +41,7 @@ def parse_head(head: bytes) -> Head:
     """The head of a response, without its empty line; GarbageError if it is none."""
     lines = head.split(b"\r\n")
     version, _, rest = lines[0].partition(b" ")
-    if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
+    if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit() or rest[:1] == b"0":
         raise GarbageError(repr(bytes(lines[0][:60])))
     fields = {
         name.strip().lower(): value.strip().lower()
@@ -231,6 +231,9 @@ class Connection(asyncio.Protocol):
             head = parse_head(raw)
             if len(self._pool.heads) < 64:  # noqa: PLR2004
                 self._pool.heads[raw] = head
+        if head.status < _HTTP_OK:  # it says that the answer is still to come
+            self._receive_head(data[end + 4 :])
+            return
         if head.is_usual and len(data) == end + 4 + (head.length or 0) and data[end + 4 : end + 5] == b"{":
             self._pool.usual = data[: end + 5], len(data)
         self._head = head
@@ -274,7 +277,7 @@ class Connection(asyncio.Protocol):
             except ValueError:
                 raise GarbageError(f"chunk size {line[:20]!r}") from None
             if size == 0:
-                if not rest.endswith(b"\r\n"):
+                if rest != b"\r\n" and not rest.endswith(b"\r\n\r\n"):  # after trailers
                     return
                 self._buffer = b""
                 self._complete()

@@ -87,8 +87,8 @@ class Connection(asyncio.Protocol):
 
     def cancel(self, stream: Stream) -> None:
         """Give up on a call."""
-        self._forget(stream)
         self.write(frames.reset(stream.number, frames.CANCEL))
+        self._forget(stream)
 
     def write(self, data: bytes) -> None:
         """Send soon: what is written in one turn of the event loop leaves together, in one system call."""
@@ -269,10 +269,9 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, stream: Stream, status: int, detail: str) -> None:
         """The answer has ended, one way or another."""
-        unsent = self._uploads.get(stream.number)
-        self._forget(stream)
-        if unsent is not None:  # the server answered before it had the whole request
+        if stream.number in self._uploads:  # the server answered before it had the whole request
             self.write(frames.reset(stream.number, frames.CANCEL))
+        self._forget(stream)
         self._pool.ended(stream, status, detail)
 
     def _forget(self, stream: Stream) -> None:

@@ -17,6 +17,7 @@ _FIRST_DYNAMIC = 62
 _ENTRY_OVERHEAD = 32
 _KEPT_BLOCKS = 1024
 _GRPC = "application/grpc"
+_MOST_STATUS = 999
 
 
 def _text(value: str) -> bytes:
@@ -103,11 +104,18 @@ class BlockReader:
             fields = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
             http, grpc = fields.get(b":status"), fields.get(b"grpc-status")
             return Block(
-                http_status=None if http is None else int(http),
-                grpc_status=None if grpc is None else int(grpc),
+                http_status=None if http is None else _status(http, 100),
+                grpc_status=None if grpc is None else _status(grpc, 0),
                 # Percent-encoded, as gRPC's HTTP/2 mapping says.
                 message=unquote_to_bytes(fields.get(b"grpc-message", b"")).decode("utf-8", "replace"),
                 is_grpc=fields.get(b"content-type", b"").startswith(_GRPC.encode()),
             )
         except (HPACKError, ValueError) as error:
             raise ProtocolError(f"a header block that cannot be read: {error}") from None
+
+
+def _status(text: bytes, least: int) -> int:
+    """A status that a sample's row has room for; ValueError for what is none."""
+    if not least <= int(text) <= _MOST_STATUS:
+        raise ValueError(f"status {text!r}")
+    return int(text)

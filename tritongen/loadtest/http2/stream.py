@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 from tritongen.loadtest import samples
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _PREFIX_BYTES = 5
 """In front of every gRPC message: whether it is compressed, and its length."""
 _HTTP_OK = 200
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _INTERNAL, _UNKNOWN, _UNAVAILABLE = 13, 2, 14
 _RESET_CODES = {7: _UNAVAILABLE, CANCEL: 1, 11: 8, 12: 7}
 """gRPC's status for an HTTP/2 error code: refused stream, cancel, enhance your calm, inadequate security."""
@@ -22,7 +24,17 @@ _RESET_CODES = {7: _UNAVAILABLE, CANCEL: 1, 11: 8, 12: 7}
 class Stream:
     """One call. `left` and `prefix` say how far the current message of the answer has come."""
 
-    __slots__ = ("connection", "first", "http_status", "kept", "left", "number", "prefix", "row")
+    __slots__ = (
+        "compressed",
+        "connection",
+        "first",
+        "http_status",
+        "kept",
+        "left",
+        "number",
+        "prefix",
+        "row",
+    )
 
     def __init__(self, connection: Connection, number: int, row: int) -> None:
         self.connection = connection
@@ -33,12 +45,25 @@ class Stream:
         self.left = 0
         self.prefix = b""
         self.first: bytes | bytearray = b""
-        """The beginning of the last message."""
+        """The beginning of the last message, as it came."""
+        self.compressed = 0
+        """Whether the server compressed it."""
+
+    @property
+    def content(self) -> bytes:
+        """The beginning of the last message; empty if it cannot be decompressed."""
+        if not self.compressed:
+            return bytes(self.first)
+        try:
+            return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(self.first)
+        except zlib.error:
+            return b""
 
     def receive(self, data: bytes) -> None:
         """Take in a piece of the answer's body."""
         if not self.prefix and int.from_bytes(data[1:5], "big") == len(data) - _PREFIX_BYTES:
             # The usual case: one frame, one message.
+            self.compressed = data[0]
             self.first = data[_PREFIX_BYTES : _PREFIX_BYTES + self.kept]
             return
         while data:
@@ -53,6 +78,7 @@ class Stream:
                 data = data[missing:]
                 if len(self.prefix) < _PREFIX_BYTES:
                     return
+                self.compressed = self.prefix[0]
                 self.left = int.from_bytes(self.prefix[1:], "big")
                 self.first = bytearray()  # grows in place: an answer of 20 MB comes in 1,200 frames
             if not self.left and len(self.prefix) == _PREFIX_BYTES:
@@ -69,17 +95,17 @@ class Stream:
         if self.left or self.prefix or not self.first:
             whole = not (self.left or self.prefix)
             return samples.GARBAGE, "an empty answer" if whole else "the answer's message is cut short"
-        if streaming and self.first[:1] == b"\x0a":  # ModelStreamInferResponse.error_message
-            return samples.GRPC_FIRST + _UNKNOWN, error_message(self.first)
+        if streaming and (content := self.content)[:1] == b"\x0a":  # ModelStreamInferResponse.error_message
+            return samples.GRPC_FIRST + _UNKNOWN, error_message(content)
         return samples.OK, ""
 
 
-def error_message(message: bytes | bytearray) -> str:
+def error_message(message: bytes) -> str:
     """The text of a ModelStreamInferResponse that is an error; its beginning is enough."""
     from tritonclient.grpc import service_pb2
 
     try:
-        return str(service_pb2.ModelStreamInferResponse.FromString(bytes(message)).error_message)
+        return str(service_pb2.ModelStreamInferResponse.FromString(message).error_message)
     except Exception:  # noqa: BLE001  (protobuf's error class depends on its implementation)
         return message[3:].decode("utf-8", "replace")
 
