@@ -177,7 +177,44 @@ def test_a_confirmation_that_cannot_be_run_ends_the_search(outcome: LoadOutcome)
 
     peak = find_peak(probe, 70)
     assert not peak.confirmed
-    assert "no confirmation" in peak.reason
+    assert ("the server died" if outcome is LoadOutcome.ERROR else "no confirmation") in peak.reason
+
+
+@pytest.mark.parametrize("stops_at", [1, 2, 5, 100])
+def test_a_search_that_is_stopped_keeps_what_it_has_found(stops_at: int) -> None:
+    count = 0
+
+    def probe(request: ProbeRequest) -> PeakProbe | None:
+        nonlocal count
+        count += 1
+        if count > stops_at or request.confirms:
+            return None
+        return answer(request, LoadOutcome.PASS if request.rate <= 100 else LoadOutcome.FAIL)
+
+    peak = find_peak(probe, 70)
+    assert peak.stopped
+    assert not peak.confirmed
+    assert peak.passed is not None
+    assert len(peak.probes) <= stops_at
+    assert peak.reason == "stopped by the user"
+    found = make_peak_report(Settings("m"), peak, "now")
+    assert (found.partial, found.outcome) == (True, LoadOutcome.INVALID)
+    assert "stopped by the user" in render(found)
+
+
+def test_a_server_that_goes_away_ends_the_search_at_once() -> None:
+    seen: list[ProbeRequest] = []
+
+    def probe(request: ProbeRequest) -> PeakProbe:
+        seen.append(request)
+        if request.rate > 100:
+            return answer(request, LoadOutcome.ERROR, reason="the server stopped answering")
+        return answer(request, LoadOutcome.PASS)
+
+    peak = find_peak(probe, 70)
+    assert (peak.passed, peak.confirmed) == (70, False)
+    assert [request.rate for request in seen] == [70, 140]
+    assert peak.reason == "at 140 requests/s: the server stopped answering"
 
 
 def report() -> PeakReport:

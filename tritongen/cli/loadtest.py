@@ -159,7 +159,7 @@ def _search(flags: dict[str, Any], json_file: Path | None, svg: Path | None) -> 
     with progress(console(stderr=True)) as events:
         peak = find_max(settings, events=events, machine=current_machine())
     _show_peak(peak, json_file, svg)
-    return EXIT_CODES[peak.outcome]
+    return _INTERRUPTED if peak.partial else EXIT_CODES[peak.outcome]
 
 
 def _test(

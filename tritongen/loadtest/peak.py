@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from tritongen.errors import InputError
-from tritongen.loadtest.run import run_load_test
+from tritongen.errors import InputError, TritongenError
+from tritongen.loadtest.run import measure
 from tritongen.loadtest.search import TOLERANCE, Peak, ProbeRequest, find_peak
 from tritongen.loadtest.settings import Settings
 from tritongen.runs.events import Event, EventSink, discard
@@ -18,10 +18,8 @@ from tritongen.runs.records import Machine
 
 DEFAULT_FIRST_RATE = 50.0
 _FEWEST_FOR_KNEE = 3
-
-
-class PeakInterrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of a search."""
+_PATIENCE_S = 120.0
+"""How long a probe waits for its first answer: the server may still work off what the last probe left."""
 
 
 def find_max(
@@ -33,8 +31,9 @@ def find_max(
 ) -> PeakReport:
     """Search the highest rate at which every objective passes; `settings.rate` is where it begins.
 
-    Each probe is a load test with these settings; the bracket is narrowed to `tolerance`. InputError without
-    an objective, or for a closed loop.
+    Each probe is a load test with these settings; the bracket is narrowed to `tolerance`. Ctrl-C, or a server
+    that goes away, ends the search with a report of what it has found. InputError without an objective, or
+    for a closed loop.
     """
     if not settings.slos or settings.concurrency is not None:
         raise InputError(
@@ -49,17 +48,30 @@ def find_max(
     probe = _prober(settings, events, machine)
     start = settings.offered_rate or DEFAULT_FIRST_RATE
     peak = find_peak(probe, start, tolerance=tolerance, alpha=settings.alpha, seed=settings.seed)
+    if peak.stopped and not peak.probes:
+        raise KeyboardInterrupt
     return make_peak_report(settings, peak, started, machine)
 
 
 def _prober(
     settings: Settings, events: EventSink, machine: Machine | None
-) -> Callable[[ProbeRequest], PeakProbe]:
-    def probe(request: ProbeRequest) -> PeakProbe:
+) -> Callable[[ProbeRequest], PeakProbe | None]:
+    patience_s = 0.0
+
+    def probe(request: ProbeRequest) -> PeakProbe | None:
+        nonlocal patience_s
         wanted = replace(settings, rate=request.rate, alpha=request.alpha, seed=request.seed)
-        report = run_load_test(wanted, events=events, machine=machine)
+        try:
+            report, _ = measure(wanted, events=events, machine=machine, patience_s=patience_s)
+        except KeyboardInterrupt:
+            return None
+        except TritongenError as error:
+            if not patience_s:  # the first one: there is nothing to report on
+                raise
+            return _broken_probe(request, error)
+        patience_s = _PATIENCE_S
         if report.partial:
-            raise PeakInterrupted
+            return None
         found = summarize_probe(report, request)
         what = "confirmation at" if request.confirms else "at"
         p99 = "-" if found.p99_ms is None else f"{found.p99_ms:.3g} ms"
@@ -68,6 +80,19 @@ def _prober(
         return found
 
     return probe
+
+
+def _broken_probe(request: ProbeRequest, error: TritongenError) -> PeakProbe:
+    """A load test that could not be run, after others that could."""
+    return PeakProbe(
+        rate=request.rate,
+        outcome=LoadOutcome.ERROR,
+        reason=error.message + (f": {error.found}" if error.found else ""),
+        requests=0,
+        alpha=request.alpha,
+        seed=request.seed,
+        confirms=request.confirms,
+    )
 
 
 def summarize_probe(report: LoadReport, request: ProbeRequest) -> PeakProbe:
@@ -113,6 +138,7 @@ def make_peak_report(
         confidence=1 - 2 * settings.alpha,
         knee=knee(peak.probes),
         reason=peak.reason,
+        partial=peak.stopped,
         probes=peak.probes,
         started=started,
         machine=machine,

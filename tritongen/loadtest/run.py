@@ -53,9 +53,17 @@ def run_load_test(
 
 
 def measure(
-    settings: Settings, *, events: EventSink, machine: Machine | None, samples_file: Path | None
+    settings: Settings,
+    *,
+    events: EventSink,
+    machine: Machine | None,
+    samples_file: Path | None = None,
+    patience_s: float = 0.0,
 ) -> tuple[LoadReport, Measurement]:
-    """`run_load_test`, and what it rests on; that `samples_file` can take it is checked, not yet written."""
+    """`run_load_test`, and what it rests on; that `samples_file` can take it is checked, not yet written.
+
+    The first answer may take as long as any, ten seconds, or `patience_s`, whichever is most.
+    """
     settings.check()
     if samples_file is not None:
         check_samples_file(samples_file)
@@ -70,8 +78,8 @@ def measure(
         with encoded(settings, address, control, workload) as requests:
             job = _job(settings, address, workload, requests)
             for group in workload.groups:
-                patience_s = max(settings.timeout_s, _LEAST_PROBE_TIMEOUT_S)
-                probe(group.model, address, requests[group.first], patience_s, job)
+                longest_s = max(settings.timeout_s, _LEAST_PROBE_TIMEOUT_S, patience_s)
+                probe(group.model, address, requests[group.first], longest_s, job)
             events(Event("loadtest", "started", _announcement(settings, model, inputs), subject=model.name))
             schedule = make_schedule(settings, workload)
             measurement = _offer(settings, job, control, requests, schedule, events)

@@ -32,7 +32,8 @@ class ProbeRequest:
     confirms: bool = False
 
 
-Probe = Callable[[ProbeRequest], PeakProbe]
+Probe = Callable[[ProbeRequest], PeakProbe | None]
+"""None: the user stopped it."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,16 @@ class Peak:
     probes: tuple[PeakProbe, ...]
     reason: str
     """Why the search ended where it did."""
+    stopped: bool = False
+    """By the user."""
 
 
 class _Ended(Exception):  # noqa: N818  (an ending, and no error)
     """The search cannot go on; the reason is its text."""
+
+
+class _Stopped(_Ended):
+    """Nor can anything be confirmed: the server is gone, or the user has had enough."""
 
 
 def find_peak(
@@ -58,17 +65,15 @@ def find_peak(
 ) -> Peak:
     """The bracket [highest PASS, lowest FAIL], from a first rate in requests per second."""
     search = _Search(probe, alpha, seed)
-    try:
-        search.bracket(start)
-        search.bisect(tolerance)
-        reason = f"the bracket is within {tolerance:.0%}"
-    except _Ended as ending:
-        reason = str(ending)
     confirmed = False
-    if search.passed is not None:
-        confirmed, told = search.confirm(tolerance)
-        reason = f"{reason}; {told}"
-    return Peak(search.passed, search.failed, confirmed, tuple(search.probes), reason)
+    try:
+        reason = search.narrow_down(start, tolerance)
+        if search.passed is not None:
+            confirmed, told = search.confirm(tolerance)
+            reason = f"{reason}; {told}"
+    except _Stopped as ending:
+        reason = str(ending)
+    return Peak(search.passed, search.failed, confirmed, tuple(search.probes), reason, search.stopped)
 
 
 class _Search:
@@ -79,6 +84,18 @@ class _Search:
         self.probes: list[PeakProbe] = []
         self.passed: float | None = None
         self.failed: float | None = None
+        self.stopped = False
+
+    def narrow_down(self, start: float, tolerance: float) -> str:
+        """Find the bracket and narrow it; why that ended."""
+        try:
+            self.bracket(start)
+            self.bisect(tolerance)
+        except _Stopped:
+            raise
+        except _Ended as ending:
+            return str(ending)
+        return f"the bracket is within {tolerance:.0%}"
 
     def bracket(self, start: float) -> None:
         """Halve until one passes, then double until one fails."""
@@ -142,6 +159,8 @@ class _Search:
                 outcome = self._run(
                     self.passed, self._alpha / MOST_CONFIRMATIONS, 1000 + attempt, confirms=True
                 )
+            except _Stopped:
+                raise
             except _Ended as ending:
                 return False, f"no confirmation: {ending}"
             if outcome is LoadOutcome.PASS:
@@ -159,6 +178,8 @@ class _Search:
             self.passed = max(lower, default=None)
             try:
                 self.bisect(tolerance)
+            except _Stopped:
+                raise
             except _Ended:
                 continue
         return False, "no rate passed twice"
@@ -173,9 +194,12 @@ class _Search:
 
     def _run(self, rate: float, alpha: float, number: int, *, confirms: bool = False) -> LoadOutcome:
         found = self._probe(ProbeRequest(rate, alpha, self._seed + number, confirms))
+        if found is None:
+            self.stopped = True
+            raise _Stopped("stopped by the user")
         self.probes.append(found)
         if found.outcome is LoadOutcome.ERROR:
-            raise _Ended(f"at {rate:.4g} requests/s: {found.reason}")
+            raise _Stopped(f"at {rate:.4g} requests/s: {found.reason}")
         if found.outcome is LoadOutcome.INVALID and found.requests < FIRST_LOOK:
             raise _Ended(
                 f"{found.requests} requests at {rate:.4g}/s are too few for a verdict "

@@ -47,6 +47,8 @@ class PeakReport(Record):
     knee: float | None
     """The rate from which on latency grows faster than the load."""
     reason: str
+    partial: bool = False
+    """Stopped before its time."""
     probes: tuple[PeakProbe, ...]
     """In the order in which they ran."""
     started: str
