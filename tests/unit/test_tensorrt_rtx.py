@@ -6,6 +6,7 @@ It proves the API calls; its parser accepts graphs that those of 8.6 and 11 may 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,6 @@ def test_a_damaged_timing_cache_is_replaced(model: Path, tmp_path: Path, content
     ids="-".join,
 )
 def test_what_the_spec_may_say_of_the_builder_is_taken(model: Path, options: dict[str, Any]) -> None:
-    from dataclasses import replace
-
     from tritongen.engines.tensorrt.options import settings_of
     from tritongen.runs.records import Candidate
 
@@ -248,3 +247,14 @@ def test_a_build_tells_its_phases(model: Path, monkeypatch: pytest.MonkeyPatch) 
     fractions = [event.fraction for event in seen if event.fraction is not None]
     assert fractions
     assert all(0 <= fraction <= 1 for fraction in fractions)
+
+
+def test_an_input_whose_values_are_sizes_is_refused_in_words(tmp_path: Path) -> None:
+    """TensorRT would read them on the host, and a profile has shapes for them, no values."""
+    nodes = [onnx.helper.make_node("Reshape", ["x", "sizes"], ["y"], "reshape")]
+    inputs = [models.value("x", ["n", 4]), models.value("sizes", [2], onnx.TensorProto.INT64)]
+    made = models.model(nodes, inputs, [models.value("y", ["a", "b"])])
+    onnx.save(made, tmp_path / "m.onnx")
+    extents = {"x": Extent((1, 4), (2, 4), (4, 4)), "sizes": Extent((2,), (2,), (2,))}
+    with pytest.raises(BuildError, match="the values of the input 'sizes' decide the sizes"):
+        building.build_plan(trt, tmp_path / "m.onnx", replace(SETTINGS, profiles=[extents]))

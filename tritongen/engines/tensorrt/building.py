@@ -45,10 +45,6 @@ class Settings:
     """Implicit INT8: the range of every tensor."""
     calibrator: Any = None
     """Implicit INT8: an IInt8Calibrator that finds the ranges itself."""
-    keep_fp32: Sequence[str] = ()
-    """Weakly typed: layers (by ONNX node name) that are held in FP32."""
-    keep_fp16: Sequence[str] = ()
-    """Weakly typed INT8: layers that are held in FP16."""
     compute_capability: str | None = None
     """Build for this one in place of the GPU at hand, where the version can ("8.9")."""
     plugins: Sequence[Path] = ()
@@ -106,7 +102,6 @@ def build_plan(
         raise refusal(model, api.parser_problems(parser), str(trt.__version__))
     if settings.ranges is not None:
         set_ranges(network, settings.ranges)
-    hold_layers(trt, network, settings)
     config = configure(trt, builder, network, settings)
     watching = monitor(trt, Phases(events))  # must live as long as the configuration
     if watching is not None:
@@ -197,25 +192,11 @@ def set_ranges(network: Any, ranges: Mapping[str, tuple[float, float]]) -> int:
     return count
 
 
-def hold_layers(trt: Any, network: Any, settings: Settings) -> None:
-    """Hold the named layers in FP32 or FP16 in a weakly typed network."""
-    held = dict.fromkeys(settings.keep_fp16, trt.float16)
-    held |= dict.fromkeys(settings.keep_fp32, trt.float32)
-    for index in range(network.num_layers if held else 0):
-        layer = network.get_layer(index)
-        if layer.name in held:
-            layer.precision = held[layer.name]
-            for output in range(layer.num_outputs):
-                if layer.get_output(output).dtype in (trt.float32, trt.float16):
-                    layer.set_output_type(output, held[layer.name])
-
-
 def _set_flags(trt: Any, config: Any, settings: Settings) -> None:
     wanted = {
         "SPARSE_WEIGHTS": settings.sparsity,
         "REFIT": settings.refittable,
         "VERSION_COMPATIBLE": settings.version_compatible,
-        "OBEY_PRECISION_CONSTRAINTS": bool(settings.keep_fp32 or settings.keep_fp16),
     }
     for name, on in wanted.items():
         if on:
@@ -253,11 +234,14 @@ def _add_profile(builder: Any, config: Any, network: Any, profile: Profile) -> A
         tensor = network.get_input(index)
         if tensor.name not in profile:
             raise BuildError(f"no sizes were given for the input '{tensor.name}'")
-        extent = profile[tensor.name]
         if tensor.is_shape_tensor:
-            made.set_shape_input(tensor.name, extent.min, extent.opt, extent.max)
-        else:
-            made.set_shape(tensor.name, extent.min, extent.opt, extent.max)
+            raise BuildError(
+                f"the values of the input '{tensor.name}' decide the sizes of other tensors",
+                expected="inputs whose shapes alone decide sizes: a plan takes such values on the host",
+                fix=f"make '{tensor.name}' a constant of the graph, or use --engine onnxruntime",
+            )
+        extent = profile[tensor.name]
+        made.set_shape(tensor.name, extent.min, extent.opt, extent.max)
     if config.add_optimization_profile(made) < 0:
         raise BuildError(
             "TensorRT refuses the optimization profile",
@@ -289,7 +273,8 @@ def _store_cache(config: Any, path: Path) -> None:
     cache = config.get_timing_cache()
     stored = config.create_timing_cache(path.read_bytes()) if path.exists() else None
     if stored is not None:
-        cache.combine(stored, True)  # noqa: FBT003
+        # What was timed elsewhere stays out: it was refused when it was attached, too.
+        cache.combine(stored, False)  # noqa: FBT003
     with replacing(path) as temporary:
         temporary.write_bytes(bytes(cache.serialize()))
 
