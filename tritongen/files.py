@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +43,9 @@ def check_writable(path: Path) -> None:
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise InputError(
-            "there is no such folder to write to", found=str(target.parent), fix=f"mkdir -p {target.parent}"
+            "there is no such folder to write to",
+            found=str(target.parent),
+            fix=f"mkdir -p {shlex.quote(str(target.parent))}",
         )
     try:
         _beside(target).unlink()

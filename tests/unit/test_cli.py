@@ -1,11 +1,14 @@
-"""The command line's root: help and version."""
+"""The command line's root: help, version, what it refuses, and signals."""
 
 from __future__ import annotations
+
+import signal
 
 import pytest
 
 from tritongen import __version__
 from tritongen.cli import COMMANDS, run
+from tritongen.cli.stopping import until_stopped
 from tritongen.errors import ExitCode
 
 
@@ -18,6 +21,27 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "handler", "code"),
+    [
+        (signal.SIGTERM, signal.SIG_DFL, 128 + signal.SIGTERM),
+        (signal.SIGHUP, signal.SIG_DFL, 128 + signal.SIGHUP),
+        (signal.SIGHUP, signal.SIG_IGN, 0),  # as nohup has it
+    ],
+)
+def test_signals_that_end_a_command(number: int, handler: signal.Handlers, code: int) -> None:
+    def work() -> int:
+        signal.raise_signal(number)
+        return 0
+
+    before = signal.signal(number, handler)
+    try:
+        assert until_stopped(work) == code
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +58,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             "--tensorrt would have no effect",
             "leave --tensorrt out",
         ),
+        (["build", "m.onnx", "--reference", "/nope.onnx"], "there is no reference /nope.onnx", "--reference"),
+        (["schema", "trail"], "there is no schema 'trail'", "did you mean 'trial'?"),
+        (["inspect", "x" * 300], "File name too long", "name another one"),
+        (["build", "m.onnx", "--plugin", "x" * 300], "File name too long", "name another one"),
+        (["build", "m\udcff.onnx"], "the command line is not UTF-8", "rename the file"),
         (["stop", "/nope"], "there is no folder /nope", "--all"),
         (["verify", "/nope"], "there is no model repository at /nope", "tritongen build"),
         (["serve", "/nope"], "there is no model repository at /nope", "tritongen build"),

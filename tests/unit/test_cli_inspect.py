@@ -185,6 +185,14 @@ def test_names_that_yaml_would_misread_are_quoted(tmp_path: Path) -> None:
     assert list(spec.models["yes"].shapes) == ["no: #1"]
 
 
+def test_a_file_name_that_yaml_would_fold_is_escaped(tmp_path: Path, capsys: Captured) -> None:
+    odd = "a\u2028 \x7f'\U0001f600.onnx"
+    save(models.linear(), tmp_path / odd)
+    assert run(["init", odd, "-o", "my spec.yaml"]) == 0
+    assert load_spec(Path("my spec.yaml")).models["a"].path == Path(odd)
+    assert "tritongen build 'my spec.yaml'" in capsys.readouterr().out
+
+
 # schema
 
 

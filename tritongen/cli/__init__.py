@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from tritongen import __version__
-from tritongen.errors import ExitCode, SpecError, TritongenError
+from tritongen.errors import ExitCode, InputError, SpecError, TritongenError
 
 # name → (module with a `command` object, the help line). Modules are imported only when their command runs,
 # so that `tritongen --help` stays quick.
@@ -27,6 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("tritongen.cli.doctor", "Say what works on this machine and what is missing."),
     "schema": ("tritongen.cli.schema", "Print the JSON schema of the spec or of a record."),
 }
+
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+"""How Python shows bytes of a command line that are no text."""
+_NO_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR})
 
 EXAMPLES = """\b
 Examples:
@@ -92,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; every TritongenError is shown once, here."""
     try:
+        _check_text(sys.argv[1:] if argv is None else argv)
         result: Any = cli.main(args=argv, standalone_mode=False, prog_name="tritongen")
     except click.exceptions.Abort:
         click.echo("stopped", err=True)
@@ -99,17 +107,38 @@ def run(argv: list[str] | None = None) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return ExitCode.USAGE
-    except click.ClickException as error:
-        click.echo(f"error: {_explained(error)}", err=True)
-        return ExitCode.USAGE
-    except TritongenError as error:
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
+    except (click.ClickException, TritongenError, OSError) as error:
+        explained = _explained(error)
+        click.echo(f"error: {explained}", err=True)
+        return explained.exit_code
     return int(result) if isinstance(result, int) else ExitCode.OK
 
 
-def _explained(error: click.ClickException) -> SpecError:
-    """What click says of a command line, in the form of every other error."""
+def _check_text(argv: Sequence[str]) -> None:
+    """InputError for a word that is not UTF-8: no record could hold such a path, as they are JSON."""
+    broken = [ascii(word) for word in argv if _NOT_UTF8.search(word)]
+    if broken:
+        raise InputError(
+            "the command line is not UTF-8",
+            found=" ".join(broken),
+            expected="paths and names in UTF-8",
+            fix="rename the file, or link to it under another name",
+        )
+
+
+def _explained(error: click.ClickException | TritongenError | OSError) -> TritongenError:
+    """What click or the system says, in the form of every other error; OSErrors without a file pass."""
+    if isinstance(error, TritongenError):
+        return error
+    if isinstance(error, OSError):
+        if error.filename is None:
+            raise error
+        kind = InputError if error.errno in _NO_PATH else TritongenError
+        return kind(
+            f"a file or folder cannot be used: {error.strerror}",
+            found=str(error.filename),
+            fix="name another one, or see to its permissions and to room on its disk",
+        )
     message = error.format_message().strip().rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
     fix = f"see `{context.command_path} --help`" if context else "see `tritongen --help`"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tritongen.cli import options
+from tritongen.cli.stopping import INTERRUPTED, until_stopped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
     from tritongen.runs.events import Event, EventSink
     from tritongen.runs.store import RunDirectory
     from tritongen.spec import ModelSpec, Spec
-
-_INTERRUPTED = 130
 
 
 @click.command(
@@ -63,19 +58,23 @@ def command(
     check_destination(spec, force=force)
     told: set[str] = set()
     console = make_console(stderr=as_json)
-    with _terminable(), progress(console) as events:
-        try:
-            publish = _publisher(spec, force=force)
-            build = build_models(spec, _adapt, publish, _noting(events, told), fresh=fresh, effort=effort)
-        except KeyboardInterrupt:
-            build = None
-    if build is None:
-        click.echo("stopped; finished trials are kept: run the same command again to resume", err=True)
-        return _INTERRUPTED
-    _show(build, spec, console, told, as_json=as_json)
-    if any(model.status != "failed" for model in build.models):
-        _refresh_triton_env(spec.repository, as_json=as_json)
-    return next((model.exit_code for model in build.models if model.status == "failed"), 0)
+
+    def work() -> int:
+        with progress(console) as events:
+            try:
+                publish = _publisher(spec, force=force)
+                build = build_models(spec, _adapt, publish, _noting(events, told), fresh=fresh, effort=effort)
+            except KeyboardInterrupt:
+                build = None
+        if build is None:
+            click.echo("stopped; finished trials are kept: run the same command again to resume", err=True)
+            return INTERRUPTED
+        _show(build, spec, console, told, as_json=as_json)
+        if any(model.status != "failed" for model in build.models):
+            _refresh_triton_env(spec.repository, as_json=as_json)
+        return max((model.exit_code for model in build.models if model.status == "failed"), default=0)
+
+    return until_stopped(work)
 
 
 def _refresh_triton_env(repository: Path, *, as_json: bool) -> None:
@@ -107,21 +106,6 @@ def _show(build: Build, spec: Spec, console: Any, told: set[str], *, as_json: bo
     for model in build.models:
         if model.status == "failed":
             click.echo(f"error: model '{model.name}': {model.error}", err=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the build as Ctrl-C does: the child first, nothing half-written."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _adapt(model: ModelSpec, run: RunDirectory) -> tuple[Path, tuple[str, ...]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,9 +85,9 @@ def command(  # noqa: PLR0917 - click passes every option by name
         raise SpecError(
             f"{output} cannot be written: there is no folder {folder}",
             found="a file of that name" if folder.exists() else "nothing",
-            fix=f"make it first (mkdir -p {folder}), or choose another file with -o",
+            fix=f"make it first (mkdir -p {shlex.quote(str(folder))}), or choose another file with -o",
         )
-    text = _HEAD.format(file=output.name if not printed else "FILE")
+    text = _HEAD.format(file="FILE" if printed else shlex.quote(output.name))
     if schema and not printed:
         text = f"# yaml-language-server: $schema={SCHEMA_NAME}\n{text}"
     graphs: dict[str, Graph] = {}
@@ -106,7 +107,7 @@ def command(  # noqa: PLR0917 - click passes every option by name
         raise SpecError(
             f"{output} cannot be written", found=str(error), fix="choose another file with -o"
         ) from error
-    click.echo(f"wrote {output}; look at it, then: tritongen build {output}")
+    click.echo(f"wrote {output}; look at it, then: tritongen build {shlex.quote(str(output))}")
 
 
 def _entry(name: str, graph: Graph, folder: Path, shapes: dict[str, str], ranges: dict[str, str]) -> str:
@@ -188,4 +189,5 @@ def _text(value: str) -> str:
 
     if re.fullmatch(r"[A-Za-z0-9_./-][A-Za-z0-9_./ -]*", value) and yaml.safe_load(value) == value:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf"))
+    return quoted.rstrip("\n")

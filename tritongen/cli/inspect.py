@@ -38,7 +38,13 @@ _MEGABYTE = 1_000_000
 @click.option("--no-run", is_flag=True, help="Do not run the model to confirm the batch axis.")
 @click.option("--tensorrt", "parser", is_flag=True, help="Only ask TensorRT's parser (or tensorrt_rtx's).")
 @click.option("--layers", is_flag=True, help="Of a TensorRT plan: tactic, precision and time of each layer.")
-@click.option("--profile", default=0, help="With --layers: the optimization profile to run.", metavar="N")
+@click.option(
+    "--profile",
+    type=click.IntRange(min=0),
+    default=0,
+    help="With --layers: the optimization profile to run.",
+    metavar="N",
+)
 @options.seed
 @options.as_json
 def command(  # noqa: PLR0917 - click passes every option by name

@@ -186,7 +186,7 @@ def read_spec(sources: tuple[Path, ...], **flags: Any) -> Spec:
     """The spec that the arguments mean (a YAML file, ONNX files, or ./tritongen.yaml), with flags over it."""
     from tritongen.errors import SpecError
     from tritongen.spec import load_spec, override, spec_for_models
-    from tritongen.spec.loading import check_models, check_plugins
+    from tritongen.spec.loading import check_files, check_models
 
     specs = [path for path in sources if path.suffix.lower() in SPEC_SUFFIXES]
     if specs and len(sources) > 1:
@@ -210,7 +210,7 @@ def read_spec(sources: tuple[Path, ...], **flags: Any) -> Spec:
     else:
         spec = spec_for_models(sources)
     spec = override(spec, **_as_overrides(flags))
-    check_plugins(spec)
+    check_files(spec)
     _refuse_idle(spec, [f"--{flag}" for flag, key in _TENSORRT_FLAGS.items() if flags.get(key)])
     return spec
 

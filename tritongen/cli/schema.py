@@ -38,11 +38,13 @@ def command(name: str, markdown: bool, list_names: bool) -> None:
     elif name in records:
         click.echo(json.dumps(records[name], indent=2))
     else:
+        from tritongen.spec.problems import nearest
+
+        near = nearest(name, ("spec", *records))
         raise SpecError(
             f"there is no schema '{name}'",
-            found=name,
             expected=", ".join(["spec", *records]),
-            fix="use one of these",
+            fix=f"did you mean '{near}'?" if near else "use one of these",
         )
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM as Ctrl-C: what was started and written for the time of a command is taken away first."""
+"""SIGTERM and SIGHUP as Ctrl-C: what a command started and wrote for its own time goes first."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from types import FrameType
 
 import click
 
-_INTERRUPTED, _TERMINATED = 130, 143
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells expect it."""
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def until_stopped(work: Callable[[], int]) -> int:
-    """The exit code of `work`, to which SIGTERM is a KeyboardInterrupt; 143 where that ended it."""
+    """The exit code of `work`, to which SIGTERM and SIGHUP are a KeyboardInterrupt; 143 or 129 after one.
+
+    One that is ignored (`nohup`) stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         return work()  # only the main thread is told of signals
-    terminated = False
+    received: list[int] = []
 
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        nonlocal terminated
-        terminated = True
+    def stop(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         code = work()
     except KeyboardInterrupt:
-        if not terminated:
+        if not received:
             raise
         click.echo("stopped", err=True)
-        return _TERMINATED
+        code = INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
-    return _TERMINATED if terminated and code == _INTERRUPTED else code
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + received[0] if received and code == INTERRUPTED else code

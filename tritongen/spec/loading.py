@@ -36,9 +36,17 @@ def check_models(path: Path, spec: Spec) -> None:
             )
 
 
-def check_plugins(spec: Spec) -> None:
-    """SpecError for a plugin library that does not exist."""
+def check_files(spec: Spec) -> None:
+    """SpecError for a plugin library or an accuracy reference that does not exist."""
     for model in spec.models.values():
+        reference = model.accuracy.reference
+        if reference is not None and not reference.is_file():
+            raise SpecError(
+                f"there is no reference {reference}",
+                found="a folder" if reference.is_dir() else "no such file",
+                expected="an FP32 ONNX file to judge accuracy against",
+                fix="correct the path that --reference (or accuracy.reference in the spec) gives",
+            )
         for plugin in model.tensorrt.plugins:
             if not plugin.is_file():
                 raise SpecError(
