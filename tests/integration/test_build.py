@@ -136,14 +136,14 @@ def test_ctrl_c_stops_cleanly_and_the_next_build_resumes(data: Path) -> None:
     stops_cleanly(process, signal.SIGINT)
     assert not (data / "model_repository").exists()
     resumed = run(data, "conv.onnx", *QUICK)
-    assert resumed.stdout.count("measured before") == 1
+    assert "measured before" in resumed.stdout
     assert is_complete(data / "model_repository", "conv")
 
 
 def stops_cleanly(process: subprocess.Popen[str], number: int) -> None:
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, out + err
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, out + err
     assert "run the same command again" in err
     assert "Traceback" not in err
     wait_until_no_children(process.pid)
@@ -152,8 +152,10 @@ def stops_cleanly(process: subprocess.Popen[str], number: int) -> None:
 def test_a_second_build_at_the_same_time_says_who_is_at_work(data: Path) -> None:
     process = start(data, "conv.onnx", *QUICK)
     wait_for((data / ".tritongen/conv/spec.json").exists, process)
+    process.send_signal(signal.SIGSTOP)  # or it might end before the other one begins
     refused = run(data, "conv.onnx", *QUICK, code=ExitCode.FAILURE)
     assert f"process {process.pid}" in refused.stderr
+    process.send_signal(signal.SIGCONT)
     stops_cleanly(process, signal.SIGTERM)
 
 
@@ -205,7 +207,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def wait_until_no_children(pid: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while children_of(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
