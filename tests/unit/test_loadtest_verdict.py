@@ -305,6 +305,14 @@ def test_a_growing_backlog_fails_the_schedule() -> None:
     assert reach_verdict(evidence(behind), []).notes[0].startswith("overload")
 
 
+def test_a_stall_at_the_end_is_no_growing_backlog() -> None:
+    """Even where the little that was unanswered before happened to grow."""
+    calm = np.repeat([1.0, 2.0, 3.0, 4.0], 2_500)
+    stalled = np.where(np.arange(10_000) >= 9_940, 100.0, calm)
+    verdict = reach_verdict(evidence(stalled), [parse_slo("p99<=5s")])
+    assert verdict.outcome is LoadOutcome.PASS, verdict.reasons
+
+
 def test_throughput_of_a_closed_loop_has_an_interval() -> None:
     seen = evidence(np.random.default_rng(3).uniform(1, 20, 10_000), rate=None)
     assert judge("throughput>=900req/s", seen).outcome == "pass"

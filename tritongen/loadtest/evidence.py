@@ -111,7 +111,10 @@ def growing_backlog(evidence: Evidence) -> str | None:
     backlog = arrived - np.searchsorted(np.sort(rows["done_ns"]), edges)
     quarters = backlog[1:].reshape(4, -1).mean(axis=1)
     growth = int(backlog[-1] - backlog[1])
-    if growth > max(_LEAST_BACKLOG, _BACKLOG_GROWTH * len(rows)) and bool((np.diff(quarters) > 0).all()):
+    notable = max(_LEAST_BACKLOG, _BACKLOG_GROWTH * len(rows))
+    # One stall at the very end is no growth: that raises the last quarter's mean as well.
+    grew = growth > notable and quarters[-1] - quarters[0] > notable / 2
+    if grew and bool((np.diff(quarters) > 0).all()):
         return (
             f"overload: {int(backlog[-1])} requests were unanswered at the end of the schedule, ever more "
             f"towards the end: the server does not keep up with {evidence.rate:g} requests/s"
