@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tritongen.loadtest.explain import RULES, Knobs, Scene, bottleneck, waterfall
 from tritongen.loadtest.looks import look_sizes, plan_times
 from tritongen.loadtest.monitor import parse_gauges, summarize_gauges
 from tritongen.loadtest.plan import make_plan
-from tritongen.loadtest.schedule import open_loop
+from tritongen.loadtest.schedule import Schedule, open_loop
 from tritongen.loadtest.settings import Settings
 from tritongen.runs.loadtest import GpuFigures, ServerFigures, Waterfall
 from tritongen.slo import parse_slo
@@ -136,7 +137,8 @@ def test_looks_of_a_closed_loop_are_times() -> None:
 def test_the_plan_of_a_run() -> None:
     slos = [parse_slo("p99<=20ms")]
     settings = Settings("m", rate=100, duration_s=300, min_duration_s=60, slos=slos)
-    schedule = open_loop(100, 300, "constant", 0, 1)
+    offsets_ns = open_loop(100, 300, "constant", 0)
+    schedule = Schedule(offsets_ns, np.zeros(len(offsets_ns), np.uint16))
     plan = make_plan(settings, schedule)
     # 5 s of warm-up, then looks at 6000, 10,000 and all 29,500 requests.
     assert [point.scheduled for point in plan.points] == [6500, 10_500, 30_000]
@@ -144,3 +146,6 @@ def test_the_plan_of_a_run() -> None:
     assert plan.alpha == pytest.approx(0.01 / 3)
     assert len(make_plan(Settings("m", rate=100, slos=slos), schedule).points) == 1
     assert len(make_plan(Settings("m", rate=100, min_duration_s=1), schedule).points) == 1
+    # Two at the very moment of the first look: it waits for those before it, which are one less.
+    offsets_ns[6499] = offsets_ns[6500]
+    assert [point.scheduled for point in make_plan(settings, schedule).points] == [6499, 10_500, 30_000]

@@ -34,6 +34,7 @@ def report(
     rows["sent_ns"] = rows["scheduled_ns"] + 50_000
     rows["done_ns"] = rows["scheduled_ns"] + np.random.default_rng(0).integers(5 * 10**6, 10**7, 6000)
     rows["status"] = samples.OK
+    rows["batch"] = 2
     if failed:
         rows["status"][-failed:] = 503
     after = ModelStatistics(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,33 +52,32 @@ def test_shaped_schedules(segments: tuple[Segment, ...], duration_s: float, arri
     shape = RateShape(segments, "shape")
     try:
         expected = shape.over(duration_s).requests
-        schedule = shaped(shape, duration_s, arrival, seed, 3)  # type: ignore[arg-type]
+        offsets = shaped(shape, duration_s, arrival, seed)  # type: ignore[arg-type]
     except InputError:
         return
-    offsets = schedule.offsets_ns
     assert (np.diff(offsets) >= 0).all()
     assert len(offsets) == 0 or 0 <= offsets[0] <= offsets[-1] <= duration_s * 1e9 + 1
     assert abs(len(offsets) - expected) <= (2 if arrival == "constant" else 6 * expected**0.5 + 5)
-    again = shaped(shape, duration_s, arrival, seed, 3)  # type: ignore[arg-type]
-    assert np.array_equal(offsets, again.offsets_ns)
+    again = shaped(shape, duration_s, arrival, seed)  # type: ignore[arg-type]
+    assert np.array_equal(offsets, again)
 
 
 def test_a_steady_shape_is_the_plain_schedule() -> None:
-    plain = open_loop(300, 5, "poisson", 3, 1)
-    assert np.array_equal(shaped(parse_rate("300@2s,300"), 5, "poisson", 3, 1).offsets_ns, plain.offsets_ns)
+    plain = open_loop(300, 5, "poisson", 3)
+    assert np.array_equal(shaped(parse_rate("300@2s,300"), 5, "poisson", 3), plain)
 
 
 def test_ramps_steps_and_spikes_have_their_rates() -> None:
-    ramp = shaped(parse_rate("100..2000"), 10, "constant", 0, 1).offsets_ns / 1e9
+    ramp = shaped(parse_rate("100..2000"), 10, "constant", 0) / 1e9
     assert len(ramp) == pytest.approx(10_500, abs=2)
     counts = np.histogram(ramp, bins=10, range=(0, 10))[0]
     assert counts == pytest.approx(np.arange(195, 2000, 190), abs=2)
-    spikes = shaped(parse_rate("100@0.9s,1000@0.1s"), 3, "constant", 0, 1).offsets_ns / 1e9
+    spikes = shaped(parse_rate("100@0.9s,1000@0.1s"), 3, "constant", 0) / 1e9
     assert np.histogram(spikes, bins=3, range=(0, 3))[0] == pytest.approx(190, abs=2)
     assert ((spikes % 1 >= 0.9).sum()) == pytest.approx(300, abs=4)
-    steps = shaped(parse_rate("100,300"), 4, "constant", 0, 1).offsets_ns / 1e9
+    steps = shaped(parse_rate("100,300"), 4, "constant", 0) / 1e9
     assert np.histogram(steps, bins=2, range=(0, 4))[0] == pytest.approx([200, 600], abs=2)
-    assert len(shaped(parse_rate("0@1s,50@1s"), 2, "constant", 0, 1)) == 50
+    assert len(shaped(parse_rate("0@1s,50@1s"), 2, "constant", 0)) == 50
 
 
 def test_steps_without_room() -> None:
@@ -100,6 +100,7 @@ def test_mixes_have_their_weights_and_rotate() -> None:
     assert MIX.batches == (1,) * 4 + (8,) * 4 + (1,) * 3
     assert Workload((group("a", 1, 1, 0, count=3),)).cycle(0) == (0, 1, 2)
     assert len(MIX.cycle(0)) == 8192
+    assert MIX.first_model_count == 8
 
 
 def test_settings_know_the_mean_batch() -> None:
@@ -141,6 +142,14 @@ def test_traces_are_replayed(tmp_path: Path, name: str, text: str) -> None:
     cut = make_schedule(Settings("a", trace=trace, duration_s=1), MIX)
     assert cut is not None
     assert len(cut) == 2
+    sizes = Settings("a", trace=trace, batch_sizes={1: 1, 8: 1})
+    assert sizes.mean_batch == pytest.approx(10 / 3)
+
+
+@pytest.mark.parametrize("more", [{"rate": 0.001}, {"rate": 4.0, "warmup_s": 0.9, "arrival": "constant"}])
+def test_a_run_that_would_measure_nothing_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="no request would be measured"):
+        make_schedule(Settings("a", duration_s=1, **more), MIX)
 
 
 @pytest.mark.parametrize(

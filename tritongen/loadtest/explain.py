@@ -74,8 +74,8 @@ class Scene:
     parts: Waterfall
     server: ServerFigures
     knobs: Knobs
-    batch_size: int
-    """Items in each request."""
+    batch_size: float
+    """Items in a request, on average."""
     grpc: bool = False
     shared_memory: bool = False
 

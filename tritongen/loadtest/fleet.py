@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -136,7 +137,10 @@ class Fleet:
         messages = []
         for key, _ in self._selector.select(timeout_s):
             worker: int = key.data
-            data = self._controls[worker].recv(1 << 16)
+            try:
+                data = self._controls[worker].recv(1 << 16)
+            except ConnectionError:  # it died before it had read what we told it
+                data = b""
             if not data:
                 self._selector.unregister(self._controls[worker])
                 if worker not in self._reports:
@@ -148,10 +152,13 @@ class Fleet:
     def _died(self, worker: int) -> RequirementError:
         code = self._processes[worker].wait(_FAREWELL_S)
         last = self._log(worker).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         return RequirementError(
             "a load worker ended before its work was done",
-            found=f"exit code {code}" + (f"; it said: {' | '.join(last)}" if last else ""),
-            fix="lower --rate, --concurrency or --max-in-flight if memory ran out",
+            found=how + (f"; it said: {' | '.join(last)}" if last else ""),
+            fix=f"make room in {self._folder.parent}, or name another folder in TMPDIR"
+            if code == -signal.SIGBUS  # its samples are a file that is mapped into memory
+            else "lower --rate, --concurrency or --max-in-flight if memory ran out",
         )
 
     def _log(self, worker: int) -> Path:

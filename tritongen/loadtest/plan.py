@@ -48,5 +48,8 @@ def make_plan(settings: Settings, schedule: Schedule | None) -> LookPlan:
     least = int(np.searchsorted(schedule.offsets_ns, round((warmup_s + least_s) * 1e9))) - first
     looks = plan_looks(len(schedule) - first, least, settings.alpha)
     counts = [first + round(at) for at in looks.at[:-1]]
-    points = [LookPoint(int(schedule.offsets_ns[count]), count) for count in counts]
+    edges_ns = schedule.offsets_ns[counts]
+    # Where several are due at that very moment, those before it are fewer.
+    until = np.searchsorted(schedule.offsets_ns, edges_ns).tolist()
+    points = [LookPoint(edge_ns, count) for edge_ns, count in zip(edges_ns.tolist(), until, strict=True)]
     return LookPlan((*points, end), looks.alpha)

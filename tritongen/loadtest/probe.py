@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import json
 import socket
-from dataclasses import dataclass
 
 from tritongen.errors import ServerError
 from tritongen.loadtest import samples
@@ -20,30 +19,22 @@ from tritongen.loadtest.transport_h2 import H2Transport
 MOST_ANSWER_BYTES = 1 << 31
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The outputs of one request: shape by name."""
-
-    shapes: dict[str, tuple[int, ...]]
-
-
-def probe(model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job) -> Answer:
+def probe(model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job) -> None:
     """Send one ready-made request; ServerError with the server's words unless the answer is whole."""
     exchange = _probe_grpc if address.protocol == "grpc" else _probe_http
-    shapes = exchange(model, address, request, timeout_s, job)
-    missing = [name for name in model.outputs if name not in shapes]
+    outputs = exchange(model, address, request, timeout_s, job)
+    missing = [name for name in model.outputs if name not in outputs]
     if missing:
         raise ServerError(
             f"the answer of model '{model.name}' is incomplete",
-            found=f"outputs {', '.join(shapes) or 'none'}",
+            found=f"outputs {', '.join(outputs) or 'none'}",
             expected=", ".join(model.outputs),
         )
-    return Answer(shapes)
 
 
 def _probe_http(
     model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job
-) -> dict[str, tuple[int, ...]]:
+) -> list[str]:
     try:
         tls = job.access.context()
         with (
@@ -61,7 +52,7 @@ def _probe_http(
     size = response.headers.get("Inference-Header-Content-Length")
     try:
         head = json.loads(body[: int(size)] if size else body)
-        return {each["name"]: tuple(each["shape"]) for each in head["outputs"]}
+        return [str(each["name"]) for each in head["outputs"]]
     except (ValueError, KeyError, TypeError):
         raise ServerError(
             f"the answer of model '{model.name}' is not one of the KServe v2 protocol",
@@ -71,7 +62,7 @@ def _probe_http(
 
 def _probe_grpc(
     model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job
-) -> dict[str, tuple[int, ...]]:
+) -> list[str]:
     from google.protobuf.message import DecodeError
     from tritonclient.grpc import service_pb2
 
@@ -87,7 +78,7 @@ def _probe_grpc(
             f"the answer of model '{model.name}' is not one of the KServe v2 protocol",
             found=repr(data[:80]),
         ) from None
-    return {each.name: tuple(each.shape) for each in outputs}
+    return [str(each.name) for each in outputs]
 
 
 def _call_grpcio(model: ServedModel, address: Address, request: bytes, timeout_s: float, _job: Job) -> bytes:

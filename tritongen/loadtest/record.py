@@ -37,6 +37,8 @@ class Subject:
     """ISO 8601, UTC."""
     machine: Machine | None
     knobs: Knobs = field(default_factory=Knobs)
+    own_requests: int = 1 << 16
+    """How many of the prepared requests are for this model; they come first."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,20 @@ def make_report(
     measured = evidence.samples
     response_ms = measured.response_ms
     interval = statistics.percentile_interval(response_ms, 99)
-    rate = summary.answers_in(measurement.samples, evidence.start_ns, evidence.end_ns) / evidence.seconds
+    answers, items = summary.answers_in(measurement.samples, evidence.start_ns, evidence.end_ns)
     figures = _figures(measurement)
     last_look = [look_result(evidence, verdict, measurement.alpha)] if settings.slos else []
     service_ms, lag_ms = summary.latency(measured.service_ms), summary.latency(measured.lag_ms)
-    parts = explain.waterfall(lag_ms.mean, service_ms.mean, figures)
+    # The server's figures are of one model.
+    own = Samples(measured.rows[measured.rows["request"] < subject.own_requests])
+    parts = explain.waterfall(summary.latency(own.lag_ms).mean, summary.latency(own.service_ms).mean, figures)
     limit = None
     if figures is not None and parts is not None:
         scene = Scene(
             parts,
             figures,
             subject.knobs,
-            settings.batch_size,
+            float(own.rows["batch"].mean()),
             grpc=subject.address.protocol == "grpc",
             shared_memory=settings.shared_memory is not None,
         )
@@ -101,8 +105,8 @@ def make_report(
         window_s=evidence.seconds,
         requests=len(measured),
         answered=int(measured.ok.sum()),
-        requests_per_s=rate,
-        inferences_per_s=rate * settings.mean_batch,
+        requests_per_s=answers / evidence.seconds,
+        inferences_per_s=items / evidence.seconds,
         response_ms=summary.latency(response_ms),
         service_ms=service_ms,
         sender_lag_ms=lag_ms,
@@ -130,12 +134,13 @@ def make_evidence(settings: Settings, measurement: Measurement, server_gone: str
     warmup_s, timeout_ms = settings.effective_warmup_s, settings.timeout_s * 1e3
     window_ns = min(measurement.start_ns + round(warmup_s * 1e9), measurement.end_ns)
     finished = summary.finished(measurement.samples)
+    measured = finished.between(window_ns, measurement.end_ns)
     return Evidence(
-        samples=finished.between(window_ns, measurement.end_ns),
+        samples=measured,
         start_ns=window_ns,
         end_ns=measurement.end_ns,
         rate=settings.offered_rate,
-        batch_size=settings.mean_batch,
+        batch_size=float(measured.rows["batch"].mean()) if len(measured) else settings.mean_batch,
         timeout_ms=timeout_ms,
         warm_up=summary.warm_up(
             finished, measurement.start_ns, warmup_s, timeout_ms, lowest_limit_ms(settings.slos)
@@ -190,6 +195,8 @@ def _load(settings: Settings, inputs: Inputs) -> Load:
         arrival=settings.arrival if rate is not None and settings.trace is None else None,
         concurrency=settings.effective_concurrency if rate is None else None,
         batch_size=settings.batch_size,
+        batch_sizes=dict(settings.batch_sizes),
+        mix=dict(settings.model_weights) if settings.mix else {},
         duration_s=settings.duration_s,
         min_duration_s=settings.min_duration_s,
         warmup_s=settings.effective_warmup_s,

@@ -75,18 +75,18 @@ def measure(
         workload = _workload(settings, control, address)
         model, inputs = workload.groups[0].model, workload.inputs
         knobs = _knobs(control, model)
+        schedule = make_schedule(settings, workload)
         with encoded(settings, address, control, workload) as requests:
             job = _job(settings, address, workload, requests)
             for group in workload.groups:
                 longest_s = max(settings.timeout_s, _LEAST_PROBE_TIMEOUT_S, patience_s)
                 probe(group.model, address, requests[group.first], longest_s, job)
             events(Event("loadtest", "started", _announcement(settings, model, inputs), subject=model.name))
-            schedule = make_schedule(settings, workload)
             measurement = _offer(settings, job, control, requests, schedule, events)
         gone = _server_gone(control, model)
     finally:
         control.close()
-    subject = Subject(model, address, inputs, started, machine, knobs)
+    subject = Subject(model, address, inputs, started, machine, knobs, workload.first_model_count)
     return make_report(settings, subject, measurement, server_gone=gone), measurement
 
 
@@ -117,7 +117,7 @@ def _job(settings: Settings, address: Address, workload: Workload, requests: lis
         batches=workload.batches,
         order=workload.cycle(settings.seed),
         timeout_ns=round(settings.timeout_s * 1e9),
-        max_in_flight=max(1, settings.max_in_flight // _workers(settings)),
+        max_in_flight=_most_in_flight(settings),
         duration_ns=round(settings.duration_s * 1e9),
         request_sizes=tuple(map(len, requests)),
         grpc_client=settings.grpc_client,
@@ -125,6 +125,13 @@ def _job(settings: Settings, address: Address, workload: Workload, requests: lis
         compression=settings.compression,
         streaming=settings.streaming,
     )
+
+
+def _most_in_flight(settings: Settings) -> int:
+    """Of one worker; in a closed loop all that it has to keep in flight."""
+    if settings.offered_rate is None:
+        return -(-settings.effective_concurrency // _workers(settings))
+    return max(1, settings.max_in_flight // _workers(settings))
 
 
 def _offer(  # noqa: PLR0917

@@ -36,8 +36,8 @@ class Schedule:
         return Schedule(self.offsets_ns[worker::workers], self.requests[worker::workers])
 
 
-def open_loop(rate: float, duration_s: float, arrival: Arrival, seed: int, prepared: int) -> Schedule:
-    """Arrivals at `rate`/s for `duration_s`; `prepared` requests take turns. Same seed, same schedule.
+def open_loop(rate: float, duration_s: float, arrival: Arrival, seed: int) -> NDArray[np.int64]:
+    """When requests are due (ns, ascending) at `rate`/s for `duration_s`. Same seed, same times.
 
     InputError when that would be no request at all, or more than fit into memory.
     """
@@ -56,18 +56,17 @@ def open_loop(rate: float, duration_s: float, arrival: Arrival, seed: int, prepa
     else:
         offsets = _poisson(gap_ns, end_ns, seed)
     offsets_ns = offsets.astype(np.int64)
-    offsets_ns = offsets_ns[: int(np.searchsorted(offsets_ns, end_ns))]
-    return Schedule(offsets_ns, (np.arange(len(offsets_ns)) % prepared).astype(np.uint16))
+    return np.asarray(offsets_ns[: int(np.searchsorted(offsets_ns, end_ns))])
 
 
-def shaped(shape: RateShape, duration_s: float, arrival: Arrival, seed: int, prepared: int) -> Schedule:
-    """Arrivals whose rate changes over time: an even or Poisson process, its time stretched by the rate.
+def shaped(shape: RateShape, duration_s: float, arrival: Arrival, seed: int) -> NDArray[np.int64]:
+    """`open_loop` with a rate that changes over time: an even or Poisson process, its time stretched by it.
 
     InputError when that would be no request at all, or more than fit into memory.
     """
     steady = shape.steady
     if steady is not None:
-        return open_loop(steady, duration_s, arrival, seed, prepared)
+        return open_loop(steady, duration_s, arrival, seed)
     curve = shape.over(duration_s)
     if not 1 <= curve.requests <= MAX_REQUESTS:
         raise InputError(
@@ -81,8 +80,7 @@ def shaped(shape: RateShape, duration_s: float, arrival: Arrival, seed: int, pre
     else:
         counts = _poisson(1.0, int(curve.requests) + 1, seed)
         counts = counts[: int(np.searchsorted(counts, curve.requests))]
-    offsets_ns = np.floor(curve.times(counts) * NS_PER_S).astype(np.int64)
-    return Schedule(offsets_ns, (np.arange(len(offsets_ns)) % prepared).astype(np.uint16))
+    return np.asarray(np.floor(curve.times(counts) * NS_PER_S).astype(np.int64))
 
 
 def _poisson(gap_ns: float, end_ns: int, seed: int) -> NDArray[np.float64]:

@@ -112,6 +112,9 @@ class Settings:
     def mean_batch(self) -> float:
         """Items in a request on average."""
         weights = self.batch_weights
+        if self.trace:
+            first = next(iter(weights))
+            return sum(each.batch_size or first for each in self.trace) / len(self.trace)
         return sum(size * weight for size, weight in weights.items()) / sum(weights.values())
 
     @property

@@ -105,27 +105,32 @@ def _output_sizes(control: ServerControl, requests: Requests) -> list[dict[str, 
 def _in_system_memory(control: ServerControl, name: str, layout: _Layout) -> Iterator[None]:
     path = _FOLDER / name
     try:
-        # Others' eyes stay out; a server under another user than ours cannot read it, and says so.
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        with open(handle, "wb") as file:  # noqa: PTH123
-            # All of it now: where a write finds no room later, the server dies of it.
-            os.posix_fallocate(handle, 0, max(1, layout.size))
-            file.writelines(layout.content)
-        layout.content.clear()
+        _fill(path, layout)
         _share(control, name, max(1, layout.size))
         try:
             yield
         finally:
             with contextlib.suppress(ServerError):  # it may be gone, and the region with it
                 control.unshare_memory(name)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _fill(path: Path, layout: _Layout) -> None:
+    try:
+        # Others' eyes stay out; a server under another user than ours cannot read it, and says so.
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        with open(handle, "wb") as file:  # noqa: PTH123
+            # All of it now: where a write finds no room later, the server dies of it.
+            os.posix_fallocate(handle, 0, max(1, layout.size))
+            file.writelines(layout.content)
     except OSError as error:
         raise RequirementError(
             "the tensors do not fit into shared memory",
             found=f"{error}; {layout.size / 2**20:.0f} MiB are wanted",
             fix="leave --shared-memory away",
         ) from None
-    finally:
-        path.unlink(missing_ok=True)
+    layout.content.clear()
 
 
 def _share(control: ServerControl, name: str, size: int) -> None:

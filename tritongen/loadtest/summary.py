@@ -113,7 +113,8 @@ def series(samples: Samples, start_ns: int, end_ns: int, window_ns: int) -> tupl
     return tuple(points)
 
 
-def answers_in(samples: Samples, start_ns: int, end_ns: int) -> int:
-    """How many good answers came in [start_ns, end_ns), whenever they were asked for."""
-    done = samples.rows["done_ns"][samples.ok]
-    return int(((done >= start_ns) & (done < end_ns)).sum())
+def answers_in(samples: Samples, start_ns: int, end_ns: int) -> tuple[int, int]:
+    """How many good answers came in [start_ns, end_ns), whenever they were asked for; and their items."""
+    done = samples.rows["done_ns"]
+    there = samples.ok & (done >= start_ns) & (done < end_ns)
+    return int(there.sum()), int(samples.rows["batch"][there].sum())

@@ -23,7 +23,7 @@ class GrpcTransport:
     """One channel; each request is a call of its own on it."""
 
     def __init__(self, host: str, port: int, requests: list[bytes], finish: Finish) -> None:
-        self._target = f"{host}:{port}"
+        self._target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._requests = requests
         self._finish = finish
         self._tasks: dict[int, asyncio.Task[None]] = {}

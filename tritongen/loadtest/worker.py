@@ -71,6 +71,8 @@ class Sender:
         """An answer or a failure came in."""
         done = now_ns()
         scheduled, sent, request = self.in_flight.pop(row)
+        if status == samples.OK and done - scheduled > self._timeout_ns:  # before `sweep` saw it
+            status = samples.TIMEOUT
         self._write(row, scheduled, sent, done, status, request, self._batches[request])
         if status != samples.OK:
             self.messages.setdefault(status, detail)
@@ -220,6 +222,7 @@ async def _work(folder: Path, worker: int, control: socket.socket) -> None:
     file = SampleFile(samples_path(folder, worker), *([len(share)] if isinstance(share, Schedule) else []))
     sender = OpenLoop(job, file, share) if isinstance(share, Schedule) else ClosedLoop(job, file, share)
     sender.transport = open_transport(job, requests, sender.finish)
+    del requests  # the transport may have them in another form
     connections = _CONNECTIONS if isinstance(share, Schedule) else share
     await sender.transport.open(min(connections, job.max_in_flight))
     # What exists now lives on: a collection in mid-run would only walk over it and delay a send.
@@ -229,9 +232,7 @@ async def _work(folder: Path, worker: int, control: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=control)
     writer.write(b'{"ready": true}\n')
     await _conversation(sender, reader)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = used.ru_utime + used.ru_stime
-    report = {"done": True, "messages": sender.messages, "cpu_s": cpu_s, "memory_kb": used.ru_maxrss}
+    report = {"done": True, "messages": sender.messages}
     writer.write(json.dumps(report).encode() + b"\n")
     with contextlib.suppress(ConnectionError):  # the parent is gone: nobody reads the samples either
         await writer.drain()

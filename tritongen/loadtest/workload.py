@@ -61,6 +61,12 @@ class Workload:
         """Items in each prepared request."""
         return tuple(group.batch_size for group in self.groups for _ in range(group.count))
 
+    @property
+    def first_model_count(self) -> int:
+        """How many of the prepared requests are for the first model; they come first."""
+        name = self.groups[0].model.name
+        return sum(group.count for group in self.groups if group.model.name == name)
+
     def order(self, count: int, seed: int) -> NDArray[np.uint16]:
         """Which request each of `count` arrivals sends: groups by weight, in a group one after another."""
         if len(self.groups) == 1:
@@ -161,17 +167,27 @@ def encoded(
 
 
 def make_schedule(settings: Settings, workload: Workload) -> Schedule | None:
-    """The whole schedule of an open loop; None for a closed one. Same settings, same schedule."""
-    if settings.trace is not None:
-        return workload.replay(settings.trace, settings.duration_s)
+    """The whole schedule of an open loop; None for a closed one. Same settings, same schedule.
+
+    InputError where no request of it would be measured.
+    """
     rate = settings.offered_rate
     if rate is None:
         return None
-    if settings.rate_shape is not None:
-        schedule = shaped(settings.rate_shape, settings.duration_s, settings.arrival, settings.seed, 1)
+    how = settings.duration_s, settings.arrival, settings.seed
+    if settings.trace is not None:
+        schedule = workload.replay(settings.trace, settings.duration_s)
     else:
-        schedule = open_loop(rate, settings.duration_s, settings.arrival, settings.seed, 1)
-    return Schedule(schedule.offsets_ns, workload.order(len(schedule), settings.seed))
+        shape = settings.rate_shape
+        offsets_ns = open_loop(rate, *how) if shape is None else shaped(shape, *how)
+        schedule = Schedule(offsets_ns, workload.order(len(offsets_ns), settings.seed))
+    if not (schedule.offsets_ns[-1:] >= settings.effective_warmup_s * NS_PER_S).any():
+        raise InputError(
+            "no request would be measured",
+            found=f"{len(schedule)} in all, none of them after {settings.effective_warmup_s:g} s of warm-up",
+            fix="give a longer --duration, a shorter --warmup or a higher --rate",
+        )
+    return schedule
 
 
 def _of_model(named: Mapping[str, str], model: ServedModel, settings: Settings) -> Mapping[str, str]:

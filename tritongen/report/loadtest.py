@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tritongen.runs.loadtest import GpuFigures, Latency, Load, LoadOutcome, LoadReport, ServerFigures
 
@@ -31,15 +32,22 @@ def _header(report: LoadReport) -> Iterator[str]:
     load = report.load
     yield f"{report.model} at {report.url} ({report.server or 'unknown server'}, {report.protocol})"
     yield (
-        f"offered   {_offered(load)}, batch {load.batch_size}, {load.prepared_requests} different requests, "
-        f"inputs: {load.inputs}"
+        f"offered   {_offered(load)}, batch {_weights(load.batch_sizes) or load.batch_size}, "
+        f"{load.prepared_requests} different requests, inputs: {load.inputs}"
     )
+    if load.mix:
+        yield f"mix       {_weights(load.mix)}; the server's figures are of {report.model} alone"
     settled = "settled" if report.warm_up.settled else "NOT settled"
     yield (
         f"window    {report.window_s:.1f} s after {report.warm_up.seconds:.1f} s of warm-up "
         f"({report.warm_up.requests} requests left out; {settled})"
         + ("; PARTIAL: stopped before its time" if report.partial else "")
     )
+
+
+def _weights(weights: Mapping[Any, float]) -> str:
+    """`a=3, b=1`."""
+    return ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
 
 
 def _offered(load: Load) -> str:

@@ -41,7 +41,11 @@ class Load(Record):
     concurrency: int | None = None
     """Calls in flight of a closed loop."""
     batch_size: int
-    """Items (inferences) in each request."""
+    """Items (inferences) in each request; of several sizes the first."""
+    batch_sizes: dict[int, float] = Field(default_factory=dict)
+    """Weights of several batch sizes; those of a trace are its own."""
+    mix: dict[str, float] = Field(default_factory=dict)
+    """Weights of several models; those of a trace are its own."""
     duration_s: float
     """Warm-up included; with `min_duration_s` the most that it might have taken."""
     min_duration_s: float | None = None

@@ -1,0 +1,73 @@
+"""Corners of a load test: short time-outs, calls that do not divide by workers, mixes, sizes of a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kserve import MODEL, Act, NullServer
+from tritongen.errors import RequirementError
+from tritongen.loadtest.run import run_load_test
+from tritongen.loadtest.settings import Settings
+from tritongen.loadtest.shared_memory import shared_tensors
+from tritongen.loadtest.trace import Arrival
+from tritongen.report.loadtest import render
+from tritongen.runs.loadtest import LoadReport
+from tritongen.serving.control import ServerControl
+
+SHARED = Path("/dev/shm")  # noqa: S108
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[NullServer]:
+    with NullServer() as running:
+        yield running
+
+
+def load(url: str, **settings: Any) -> LoadReport:
+    return run_load_test(Settings(MODEL, url, **{"duration_s": 1.0, "warmup_s": 0.1, **settings}))
+
+
+def test_an_answer_after_the_time_out_has_failed_even_if_nobody_gave_up_on_it_yet() -> None:
+    with NullServer(lambda _number, _elapsed: Act(delay_s=0.03)) as slow:
+        for url in (slow.http_url, slow.grpc_url):
+            report = load(url, rate=10, timeout_s=0.01)
+            assert (report.answered, {each.cause for each in report.failures}) == (0, {"timed out"})
+
+
+def test_calls_in_flight_need_not_divide_by_the_workers(server: NullServer) -> None:
+    report = load(server.http_url, concurrency=3, max_in_flight=3, workers=2, warmup_s=0.0)
+    assert report.failures == ()
+    assert report.answered > 3
+
+
+def test_items_are_counted_as_they_were_sent(server: NullServer) -> None:
+    """A trace has its own sizes, whatever the weights of the flag."""
+    trace = tuple(Arrival(number / 100, None, 8 if number % 10 else 1) for number in range(100))
+    report = load(server.http_url, trace=trace, batch_sizes={1: 1.0, 8: 1.0})
+    assert report.inferences_per_s == pytest.approx(7.3 * report.requests_per_s, rel=0.02)
+    assert "batch 1=1, 8=1" in render(report)
+    assert report.load.batch_sizes == {1: 1, 8: 1}
+
+
+class _Willing:
+    """A server that takes every region."""
+
+    def share_memory(self, _name: str, key: str, size: int) -> None:
+        assert (SHARED / key[1:]).stat().st_size == size
+
+    def unshare_memory(self, name: str) -> None: ...
+
+
+def test_errors_beside_the_shared_memory_are_told_as_they_are() -> None:
+    control = ServerControl("http://nowhere", _Willing())  # type: ignore[arg-type]
+    with (
+        pytest.raises(OSError, match="another disk") as caught,
+        shared_tensors("system", control, [], with_outputs=False) as (name, _),
+    ):
+        raise OSError("another disk is full")
+    assert not isinstance(caught.value, RequirementError)
+    assert not (SHARED / name).exists()
