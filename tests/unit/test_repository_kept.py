@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,12 @@ def test_a_state_without_a_manifest_gives_way_and_its_number_is_not_used_again(t
     assert (versions(tmp_path), live(tmp_path)) == ([], 1)
     assert (slot / "new/2/model.onnx").is_file()
     assert write_version(tmp_path, 3).version == 3
+
+
+def test_a_folder_that_is_gone_is_put_back(tmp_path: Path) -> None:
+    write_version(tmp_path, 1)
+    write_version(tmp_path, 2)
+    shutil.rmtree(tmp_path / "repository" / NAME)
+    assert put_in_service(only(tmp_path), tmp_path / "repository") is None
+    assert (versions(tmp_path), live(tmp_path)) == ([], 1)
+    assert not any((tmp_path / ".repository.kept").iterdir())

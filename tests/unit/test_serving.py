@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tritongen.errors import InputError, RequirementError, ServerError
+from tritongen.serving.access import Access
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, model_failures
 from tritongen.serving.ports import check_port, free_ports, holder, ipv4_address
@@ -305,6 +308,26 @@ class TestWrongAddresses:
             control.model_metadata("m")
         with pytest.raises(ServerError, match="HTTP status 404"):
             read_metrics(f"{web_server}/metrics")
+
+    def test_a_grpc_server_of_something_else(self) -> None:
+        other = grpc.server(ThreadPoolExecutor(1))
+        port = other.add_insecure_port("127.0.0.1:0")
+        other.start()
+        try:
+            control = connect(f"grpc://127.0.0.1:{port}", access=Access(headers=(("X-Tenant", "a"),)))
+            assert not control.is_live()
+            for ask in (control.check_ready, control.server_metadata):
+                with pytest.raises(ServerError, match="refuses") as caught:
+                    ask()
+                assert "does not offer this" in str(caught.value.found)
+        finally:
+            other.stop(None)
+
+    @pytest.mark.parametrize("scheme", ["https", "grpcs"])
+    def test_what_cannot_be_presented(self, scheme: str, tmp_path: Path) -> None:
+        for access in (Access(ca_file=str(tmp_path / "none.pem")), Access(headers=(("a b", "c"),))):
+            with pytest.raises(InputError, match=r"cannot be (used|sent)"):
+                connect(f"{scheme}://127.0.0.1:9", access=access)
 
     def test_an_unknown_host(self) -> None:
         with pytest.raises(ServerError, match=r"is unknown|cannot be reached"):

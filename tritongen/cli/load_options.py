@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tritongen.cli.options import Decorator, Function
+
+if TYPE_CHECKING:
+    from tritongen.serving.access import Access
 
 _FILE = click.Path(dir_okay=False)
 
@@ -29,9 +32,7 @@ batch_size = click.option(
     metavar="N",
     help="Items in each request; several as 1,4,8, or with weights as 1=3,8=1.",
 )
-_TRANSPORT: tuple[Decorator[Any], ...] = (
-    click.option("--trace", type=_FILE, metavar="FILE", help="Replay arrivals (CSV, JSON lines)."),
-    click.option("--mix", multiple=True, metavar="MODEL=W", help="Several models, by weight; repeatable."),
+_ACCESS: tuple[Decorator[Any], ...] = (
     click.option(
         "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent along; repeatable."
     ),
@@ -43,6 +44,11 @@ _TRANSPORT: tuple[Decorator[Any], ...] = (
     click.option("--tls-cert", type=_FILE, metavar="FILE", help="The client's certificate."),
     click.option("--tls-key", type=_FILE, metavar="FILE", help="Its key, if it is in another file."),
     click.option("--tls-insecure", is_flag=True, help="Trust any certificate."),
+)
+_TRANSPORT: tuple[Decorator[Any], ...] = (
+    click.option("--trace", type=_FILE, metavar="FILE", help="Replay arrivals (CSV, JSON lines)."),
+    click.option("--mix", multiple=True, metavar="MODEL=W", help="Several models, by weight; repeatable."),
+    *_ACCESS,
     click.option("--compression", type=click.Choice(["gzip", "deflate"]), help="Compress the requests."),
     click.option("--streaming", is_flag=True, help="gRPC streams, for decoupled models."),
     click.option(
@@ -56,9 +62,39 @@ _TRANSPORT: tuple[Decorator[Any], ...] = (
 )
 
 
+def access_flags(command: Function) -> Function:
+    """TLS, tokens and headers."""
+    return reduce(lambda decorated, option: option(decorated), reversed(_ACCESS), command)
+
+
 def transport_flags(command: Function) -> Function:
     """The flags that most load tests do without."""
     return reduce(lambda decorated, option: option(decorated), reversed(_TRANSPORT), command)
+
+
+_ACCESS_NAMES = ("headers", "token_env", "token_file", "tls_ca", "tls_cert", "tls_key", "tls_insecure")
+
+
+def access_of(
+    *,
+    headers: tuple[str, ...],
+    token_env: str | None,
+    token_file: str | None,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_insecure: bool,
+) -> Access:
+    """What `access_flags` mean; InputError for what they cannot mean."""
+    from tritongen.serving.access import Access
+
+    return Access(
+        ca_file=tls_ca,
+        certificate_file=tls_cert,
+        key_file=tls_key,
+        insecure=tls_insecure,
+        headers=(*map(_header, headers), *_token(token_env, token_file)),
+    )
 
 
 def load_settings(
@@ -67,27 +103,13 @@ def load_settings(
     batch_size_text: str,
     trace: str | None,
     mix: tuple[str, ...],
-    headers: tuple[str, ...],
-    token_env: str | None,
-    token_file: str | None,
-    tls_ca: str | None,
-    tls_cert: str | None,
-    tls_key: str | None,
-    tls_insecure: bool,
     shared_memory: str | None,
     **same: Any,
 ) -> dict[str, Any]:
     """What these flags mean for Settings; InputError for what they cannot mean."""
     from tritongen.loadtest.trace import read_trace
-    from tritongen.serving.access import Access
 
-    access = Access(
-        ca_file=tls_ca,
-        certificate_file=tls_cert,
-        key_file=tls_key,
-        insecure=tls_insecure,
-        headers=(*map(_header, headers), *_token(token_env, token_file)),
-    )
+    access = access_of(**{name: same.pop(name) for name in _ACCESS_NAMES})
     return {
         **_rate(rate),
         **_batch_sizes(batch_size_text),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tritongen.cli import options
+from tritongen.cli import load_options, options
+from tritongen.cli.stopping import until_stopped
 
 if TYPE_CHECKING:
     from tritongen.cli.servers import Server
@@ -35,6 +35,7 @@ _INTERRUPTED = 130
     \b
     Exit codes: 0 clients get the new version     1 it was refused: the old one serves on
                 2 cannot be used as given         5 the server cannot be reached, or died meanwhile
+                130 stopped by Ctrl-C             143 stopped by SIGTERM
     """
 )
 @click.argument("model", metavar="MODEL")
@@ -51,9 +52,17 @@ _INTERRUPTED = 130
     metavar="S",
     help="Seconds for the server to load it.",
 )
+@load_options.access_flags
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def command(
-    *, model: str, url: str | None, repository: Path | None, to: int | None, timeout: float, as_json: bool
+    *,
+    model: str,
+    url: str | None,
+    repository: Path | None,
+    to: int | None,
+    timeout: float,
+    as_json: bool,
+    **access: Any,
 ) -> int:
     from rich.console import Console
 
@@ -64,18 +73,22 @@ def command(
 
     server = find_server(url, repository)
     held = _repository(server, repository)
-    control = connect(server.url)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is under way is undone
+    control = connect(server.url, access=load_options.access_of(**access))
+
+    def work() -> int:
+        try:
+            with progress(Console(stderr=True, highlight=False)) as events:
+                report = reload_model(control, held, model, to=to, timeout_s=timeout, events=events)
+        except KeyboardInterrupt:
+            click.echo("stopped: what serves was checked, and the same command goes on from here", err=True)
+            return _INTERRUPTED
+        click.echo(report.model_dump_json(by_alias=True, indent=2) if as_json else _text(report))
+        return 0
+
     try:
-        with progress(Console(stderr=True, highlight=False)) as events:
-            report = reload_model(control, held, model, to=to, timeout_s=timeout, events=events)
-    except KeyboardInterrupt:
-        click.echo("stopped: the old version serves on; the same command goes on from here", err=True)
-        return _INTERRUPTED
+        return until_stopped(work)
     finally:
         control.close()
-    click.echo(report.model_dump_json(by_alias=True, indent=2) if as_json else _text(report))
-    return 0
 
 
 def _repository(server: Server, named: Path | None) -> Path:

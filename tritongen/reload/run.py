@@ -10,7 +10,8 @@ was checked (`old` serves, `new` is what the build wrote; both are whole states 
     new          old                    old              3. the new state goes into the repository
     new          old                    new              4. `load`: the old version serves until then
 
-A failure in 2 ends there; one in 4 undoes 3. Where the first line's new state is damaged, 1 is all there is.
+A failure in 2 ends there; one in 4 undoes 3. Where the first line's new state is damaged or gone, there
+is 1 only.
 A kill leaves one of these lines, and the next reload goes on.
 """
 
@@ -21,23 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritongen.autotune.closeness import EQUAL
-from tritongen.errors import InputError, RepositoryError, TritongenError
+from tritongen.errors import InputError, TritongenError
 from tritongen.reload.answers import compare_answers, known_answers
+from tritongen.reload.disk import Disk, check_model, state_of
 from tritongen.reload.settings import changed_fields
 from tritongen.reload.shadow import Shadow, State, remove_shadow
-from tritongen.repository.kept import (
-    Kept,
-    confirm,
-    damage,
-    kept_states,
-    put_in_service,
-    recover_kept,
-    reject,
-    shadow_name,
-)
-from tritongen.repository.manifest import read_manifest
+from tritongen.repository.kept import Kept, confirm, put_in_service, recover_kept, reject, shadow_name
 from tritongen.repository.swap import locked, recover
-from tritongen.repository.verify import rebuild_command
 from tritongen.runs.events import Event, EventSink, Status, discard
 from tritongen.runs.records import OutputError
 from tritongen.runs.reload import ReloadOutcome, ReloadReport
@@ -76,45 +67,32 @@ def reload_model(
         if remove_shadow(repository, name):
             control.unload(shadow_name(name), timeout_s)
             events(Event(_STAGE, "note", "what an interrupted reload had left is removed", subject=name))
-        reload = _Reload(control, repository, name, timeout_s, events, f"{about.name} {about.version}")
+        disk, server = Disk(repository, name), f"{about.name} {about.version}"
+        reload = _Reload(control, disk, repository, name, timeout_s, events, server)
         return reload.run(to)
-
-
-def check_model(repository: Path, name: str) -> None:
-    """InputError unless the repository holds the model."""
-    if not repository.is_dir():
-        raise InputError(
-            f"there is no model repository at {repository}",
-            found="a file" if repository.exists() else "nothing",
-            fix="name it with --repository",
-        )
-    if not (repository / name).is_dir():
-        models = sorted(path.name for path in repository.iterdir() if path.is_dir())
-        raise InputError(
-            f"{repository} holds no model '{name}'",
-            found=", ".join(models) or "no models",
-            fix="build it with `tritongen build`, or name another repository with --repository",
-        )
 
 
 @dataclass
 class _Reload:
     control: ServerControl
+    disk: Disk
     repository: Path
     name: str
     timeout_s: float
     events: EventSink
     server: str
+    displaced: Kept | None = None
+    """What lay in the repository and gave way to what is served, as it is kept now."""
     spoiled: bool = False
     """Whether the server says that it is not ready since a load failed."""
 
     def run(self, to: int | None) -> ReloadReport:
-        served, (live, damaged) = self._served(), self._found()
+        served, (live, damaged) = self._served(), self.disk.found()
         if damaged is not None and (to is None or (live is not None and to == live.version)):
-            raise self._put_back(served, damaged)
-        new, aside = self._choose(served, live, to)
+            raise self.disk.put_back(served, damaged)
+        new, aside = self.disk.choose(served, live, to)
         if aside is not None:
-            self._check_whole(new)
+            self.disk.check_whole(new)
         elif served == new.version and self._answers_already(new):
             return self._report(new, served, self._compare(new, self.name), "unchanged")
         self._say("started", f"version {new.version} is loaded beside {_served_text(served)}")
@@ -122,8 +100,8 @@ class _Reload:
         try:
             answers, load_s = self._look_at(new, old)
         except _OtherRepositoryError:
-            if aside is not None:
-                put_in_service(aside, self.repository)
+            if self.displaced is not None:
+                put_in_service(self.displaced, self.repository)
             raise
         except (RefusedError, ReloadError) as error:
             raise self._refused(served, new, aside, error) from None
@@ -134,90 +112,23 @@ class _Reload:
             reject(before, damaged.message)
             before = None
         confirm(self.repository, self.name, before)
-        report = self._report(self._live(), served, answers, "switched")
+        report = self._report(self.disk.live(), served, answers, "switched")
         return report.model_copy(
             update={"load_s": load_s, "switch_s": switch_s, "kept": before.version if before else None}
         )
 
     def _served(self) -> int | None:
         """The version that clients without one get; None if the model is not loaded."""
-        ready = [
-            int(entry.version)
-            for entry in self.control.index()
-            if entry.name == self.name and entry.state == "READY" and entry.version.isdecimal()
-        ]
-        return max(ready, default=None)
-
-    def _live(self) -> State:
-        folder = self.repository / self.name
-        return State(folder, read_manifest(folder))
-
-    def _found(self) -> tuple[State | None, RepositoryError | None]:
-        """What the repository holds, None if no manifest tells; and what is wrong with it, if anything is."""
-        try:
-            live = self._live()
-        except RepositoryError as error:
-            return None, error
-        return live, damage(live.folder, live.manifest)
-
-    def _put_back(self, served: int | None, damaged: RepositoryError) -> RepositoryError:
-        """The served state takes the damaged one's place if it is kept; the error that says what was done."""
-        states = kept_states(self.repository, self.name)
-        whole = [k for k in states if k.rejected is None and damage(k.folder, k.manifest) is None]
-        cause = f"{damaged.message}: {damaged.found}"
-        rebuild = rebuild_command(self.repository / self.name)
-        old = next((k for k in whole if k.version == served and not k.is_candidate), None)
-        if old is not None:
-            taken = put_in_service(old, self.repository)
-            if taken is not None:
-                reject(taken, cause)
-            return RepositoryError(
-                f"{damaged.message}; version {served} serves on, and the repository holds it again",
-                found=damaged.found,
-                expected=damaged.expected,
-                fix=f"the damaged one is in {(taken or old).slot}; build it again with `tritongen build`",
-            )
-        others = " or ".join(f"`tritongen reload {self.name} --to {k.version}`" for k in whole)
-        goes_on = "nothing of it is served" if served is None else f"version {served} serves on"
-        return RepositoryError(
-            f"{damaged.message}; {goes_on}, but a restart would bring up the damaged one",
-            found=damaged.found,
-            expected=damaged.expected,
-            fix=f"{f'go back with {others}, or ' if others else ''}build it again with {rebuild}",
-        )
-
-    def _check_whole(self, state: State) -> None:
-        """RepositoryError unless every file of a kept state is what the build wrote."""
-        damaged = damage(state.folder, state.manifest)
-        if damaged is not None:
-            raise RepositoryError(
-                f"version {state.version} of '{self.name}' is kept, but damaged: {damaged.message}",
-                found=damaged.found,
-                expected=damaged.expected,
-                fix=f"build it again with {rebuild_command(self.repository / self.name)}",
-            )
-
-    def _choose(self, served: int | None, live: State | None, to: int | None) -> tuple[State, Kept | None]:
-        """The state to take over, and where it lies if that is beside the repository."""
-        kept = {each.version: each for each in kept_states(self.repository, self.name)}
-        if live is None or (to is not None and to != live.version):
-            if to is None or to not in kept:
-                held = f"{live.version}, which the repository holds, or " if live is not None else ""
-                raise InputError(
-                    f"version {to} of '{self.name}' is not kept",
-                    found=", ".join(map(str, kept)) or "no other version",
-                    expected=f"{held}one of these",
-                    fix=f"build it again with {rebuild_command(self.repository / self.name)}",
-                )
-            return _state(kept[to]), kept[to]
-        interrupted = [each for each in kept.values() if each.is_candidate]
-        if to is None and interrupted and served == live.version:
-            return _state(interrupted[-1]), interrupted[-1]
-        return live, None
+        entries = [entry for entry in self.control.index() if entry.name == self.name]
+        ready = [entry.version for entry in entries if entry.state == "READY"]
+        if not entries and self.control.is_ready(self.name):
+            # Triton lists the folders of its repository; it serves on what has none any more.
+            ready = list(self.control.model_metadata(self.name).versions)
+        return max((int(version) for version in ready if version.isdecimal()), default=None)
 
     def _answers_already(self, live: State) -> bool:
         """Whether the server runs this very state."""
-        states = kept_states(self.repository, self.name)
+        states = self.disk.kept()
         rebuilt = any(each.version == live.version and each.rejected is None for each in states)
         in_force = self.control.model_config(self.name)
         if rebuilt or changed_fields(live.config, in_force):
@@ -228,13 +139,13 @@ class _Reload:
         self, served: int | None, live: State | None, new: State, aside: Kept | None
     ) -> tuple[State, Kept | None, State | None]:
         """The served state in the repository, and the new one beside it, as far as the former is kept."""
-        states = kept_states(self.repository, self.name)
+        states = self.disk.kept()
         old = next((k for k in states if k.version == served and k.rejected is None and k != aside), None)
         if old is not None and (live is None or live.version != served or aside is None):
-            taken = put_in_service(old, self.repository, sets_aside=aside is None)
-            if aside is None and taken is not None:
-                new, aside = _state(taken), taken
-        live, _ = self._found()
+            self.displaced = put_in_service(old, self.repository, sets_aside=aside is None)
+            if aside is None and self.displaced is not None:
+                new, aside = state_of(self.displaced), self.displaced
+        live, _ = self.disk.found()
         held = live.version if live is not None else None
         if served is not None and served not in (held, new.version if aside is not None else None):
             self._say(
@@ -283,7 +194,7 @@ class _Reload:
         try:
             self.control.load(self.name, timeout_s=self.timeout_s)
             switch_s = time.perf_counter() - started
-            self._check_switched(self._live())
+            self._check_switched(self.disk.live())
         except (RefusedError, ReloadError) as error:
             if before is not None:
                 before = put_in_service(before, self.repository)
@@ -327,8 +238,9 @@ class _Reload:
         cause = f"{error.message}: {error.found}" if error.found else error.message
         if aside is not None:
             reject(aside, cause)
-            held = self._live().version
-            disk = f"the repository holds version {held} again; the refused one is in {aside.slot}"
+            live, _ = self.disk.found()
+            held = "nothing of it" if live is None else f"version {live.version} again"
+            disk = f"the repository holds {held}; the refused one is in {aside.slot}"
         elif served is None:
             disk = (
                 "it stays in the repository, and a server that starts tries to load it: mend it or remove it"
@@ -373,10 +285,6 @@ def _check_answers(state: State, answers: tuple[OutputError, ...]) -> None:
             f"version {state.version} answers differently from when it was built",
             found="; ".join(f"{each.output}: {_answer(each)}" for each in failed),
         )
-
-
-def _state(kept: Kept) -> State:
-    return State(kept.folder, kept.manifest)
 
 
 def _served_text(version: int | None) -> str:

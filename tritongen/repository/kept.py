@@ -154,8 +154,8 @@ def _new_slot(root: Path, manifest: Manifest) -> Path:
 def put_in_service(kept: Kept, repository: Path, *, sets_aside: bool = False) -> Kept | None:
     """Let a kept state and the one in the repository change places; the latter, as it is kept now.
 
-    None if its manifest cannot be read: it lies in the slot of `kept`, and nothing goes back to it. With
-    `sets_aside` it is marked as a candidate that a reload has yet to decide on.
+    None if there was none, or if its manifest cannot be read: then it lies in the slot of `kept`, and nothing
+    goes back to it. With `sets_aside` it is marked as a candidate that a reload has yet to decide on.
     """
     target = repository / kept.manifest.name
     try:
@@ -166,7 +166,11 @@ def put_in_service(kept: Kept, repository: Path, *, sets_aside: bool = False) ->
         if sets_aside:  # written first: it counts once the slot holds what it names
             _mark(kept.slot, _CANDIDATE, _identity(target))
         _mark(kept.slot, _REJECTED, None)
+        replaces = target.exists()
         place(kept.folder, target)
+        if not replaces:
+            shutil.rmtree(kept.slot)
+            return None
         if not kept.folder.exists():
             (kept.slot / ASIDE).rename(kept.folder)
         if not sets_aside:

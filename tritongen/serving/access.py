@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritongen.errors import InputError
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,16 @@ class Access:
     """Trust any certificate."""
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
+    def check(self) -> None:
+        """InputError for a header that HTTP cannot carry."""
+        for name, value in self.headers:
+            if not (_HEADER_NAME.fullmatch(name) and value.isprintable() and value.isascii()):
+                raise InputError(
+                    "a header that cannot be sent",
+                    found=f"'{name}'",
+                    expected="a name of letters, digits and hyphens, and an ASCII value in one line",
+                )
+
     def context(self, *protocols: str) -> ssl.SSLContext | None:
         """The TLS context that offers these application protocols (ALPN), None without TLS.
 
@@ -36,12 +49,7 @@ class Access:
             if self.certificate_file:
                 context.load_cert_chain(self.certificate_file, self.key_file, password=_no_password)
         except (OSError, ValueError) as error:
-            files = ", ".join(each for each in (self.ca_file, self.certificate_file, self.key_file) if each)
-            raise InputError(
-                "the certificates for TLS cannot be used",
-                found=f"{files}: {error}",
-                expected="PEM files; the key without a password",
-            ) from None
+            raise self._unusable(error) from None
         if self.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -50,11 +58,26 @@ class Access:
         return context
 
     def pem(self, host: str, port: int) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """(roots, key, certificates) for grpcio; who trusts any certificate trusts what the server shows."""
-        roots = _read(self.ca_file)
+        """(roots, key, certificates) for grpcio; who trusts any certificate trusts what the server shows.
+
+        InputError for a certificate file that cannot be read, OSError if the server shows nothing.
+        """
+        try:
+            files = (self.ca_file, self.key_file or self.certificate_file, self.certificate_file)
+            roots, key, certificates = (None if file is None else Path(file).read_bytes() for file in files)
+        except OSError as error:
+            raise self._unusable(error) from None
         if self.insecure:
             roots = ssl.get_server_certificate((host, port)).encode()
-        return roots, _read(self.key_file or self.certificate_file), _read(self.certificate_file)
+        return roots, key, certificates
+
+    def _unusable(self, error: Exception) -> InputError:
+        files = ", ".join(each for each in (self.ca_file, self.certificate_file, self.key_file) if each)
+        return InputError(
+            "the certificates for TLS cannot be used",
+            found=f"{files}: {error}",
+            expected="PEM files; the key without a password",
+        )
 
 
 PLAIN = Access()
@@ -63,7 +86,3 @@ PLAIN = Access()
 
 def _no_password() -> str:
     raise ValueError("the key has a password")
-
-
-def _read(path: str | None) -> bytes | None:
-    return None if path is None else Path(path).read_bytes()

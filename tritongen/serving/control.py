@@ -129,6 +129,7 @@ def connect(url: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: Access | Non
         )
     port = port or (DEFAULT_PORTS[parts.scheme] if "://" in url else 8000)
     access = replace(access or Access(), secure=parts.scheme.endswith("s"))
+    access.check()
     if parts.scheme.startswith("http"):
         from tritongen.serving.transport import HttpTransport
 
@@ -153,7 +154,7 @@ class ServerControl:
         """Whether a server answers at all; False instead of an error."""
         try:
             return self._transport.server_live()
-        except ServerError:
+        except (ServerError, Refusal):
             return False
 
     def is_ready(self, model: str = "", version: str = "") -> bool:
@@ -165,10 +166,10 @@ class ServerControl:
 
     def check_ready(self, model: str = "", version: str = "") -> None:
         """ServerError with the reason if the server or the model does not take requests."""
-        if not self._transport.server_live():  # raises with the reason if nobody answers
+        if not self._ask(self._transport.server_live):  # raises with the reason if nobody answers
             raise ServerError(f"the server at {self.url} says that it is not live")
         if not model:
-            if not self._transport.server_ready():
+            if not self._ask(self._transport.server_ready):
                 raise ServerError(
                     f"the server at {self.url} is not ready",
                     found=self._states(),
@@ -293,7 +294,7 @@ class ServerControl:
             raise self._explain(refusal, arguments[0] if arguments else "") from None
 
     def _explain(self, refusal: Refusal, model: str) -> ServerError:
-        if not _means_unknown(refusal):
+        if not model or not _means_unknown(refusal):
             return RefusedError(f"the server at {self.url} refuses", found=_readable(refusal))
         try:
             names = sorted({str(entry.get("name")) for entry in self._transport.index()})

@@ -20,7 +20,7 @@ class GrpcTransport:
         from tritonclient import grpc
 
         self._address = f"{'grpcs' if access.secure else 'grpc'}://{host}:{port}"
-        self._headers = dict(access.headers)
+        self._headers = {name.lower(): value for name, value in access.headers}  # as gRPC wants them
         self._timeout_s = timeout_s
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
