@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from google.protobuf import json_format
 
 from tests.conftest import SaveModel
 from tests.repository_models import to_write
@@ -20,6 +21,7 @@ from tritongen.loadtest.sample_export import check_samples_file, write_samples
 from tritongen.loadtest.samples import DTYPE, OK, TIMEOUT, Samples
 from tritongen.report.exports import junit, prometheus
 from tritongen.report.loadtest import render
+from tritongen.repository.config_text import parse
 from tritongen.repository.manifest import read_manifest
 from tritongen.repository.writer import write_model
 from tritongen.runs.loadtest import LoadOutcome
@@ -138,7 +140,7 @@ def test_durations_that_contradict() -> None:
 
 
 def test_a_report_without_a_manifest_proves_nothing(tmp_path: Path) -> None:
-    assert proofs.record(report("p99<=20ms"), tmp_path) is None
+    assert proofs.record(report("p99<=20ms"), tmp_path, None) is None
 
 
 def test_a_verdict_on_our_own_server_becomes_a_proof(save_model: SaveModel, tmp_path: Path) -> None:
@@ -147,7 +149,16 @@ def test_a_verdict_on_our_own_server_becomes_a_proof(save_model: SaveModel, tmp_
     missed = report("p99<=6ms", "error_rate<=1%").model_copy(
         update={"model": manifest.name, "machine": manifest.machine}
     )
-    assert "manifest.json" in (proofs.record(missed, repository) or "")
+    config = parse((repository / manifest.name / "config.pbtxt").read_text(encoding="utf-8"))
+    served = proofs.Loaded("1", json_format.MessageToDict(config, preserving_proto_field_name=True))
+    for other, why in (
+        (None, "does not tell"),
+        (proofs.Loaded("2", served.config), "version 2, and version 1"),
+        (proofs.Loaded("1", {**served.config, "max_batch_size": 99}), "(max_batch_size)"),
+    ):
+        assert why in (proofs.record(missed, repository, other) or "")
+    assert not read_manifest(repository / manifest.name).proofs
+    assert "recorded in" in (proofs.record(missed, repository, served) or "")
     found = read_manifest(repository / manifest.name)
     assert [(proof.slo, proof.outcome) for proof in found.proofs] == [
         ("p99<=6ms", "FAIL"),
@@ -158,8 +169,8 @@ def test_a_verdict_on_our_own_server_becomes_a_proof(save_model: SaveModel, tmp_
     assert found.server is not None
     assert found.server.version == "2.51.0"
     undecided = missed.model_copy(update={"outcome": LoadOutcome.INVALID})
-    assert proofs.record(undecided, repository) is None
-    assert proofs.record(missed.model_copy(update={"partial": True}), repository) is None
+    assert proofs.record(undecided, repository, served) is None
+    assert proofs.record(missed.model_copy(update={"partial": True}), repository, served) is None
 
 
 def test_the_report_explains_itself() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
@@ -19,7 +19,7 @@ from tests.conftest import SaveModel
 from tests.repository_models import to_write
 from tritongen.engines import ServingTraits
 from tritongen.errors import ModelError, RepositoryError, SpecError
-from tritongen.repository.config_text import default_template, parse, quote, render
+from tritongen.repository.config_text import default_template, difference, parse, quote, render
 from tritongen.repository.model_config import (
     DynamicBatching,
     InstanceGroup,
@@ -124,6 +124,25 @@ def _warmup(warmup: Warmup) -> dict[str, Any]:
 @pytest.mark.parametrize("config", [TINY, FULL, replace(TINY, max_batch_size=0, dynamic_batching=None)])
 def test_text_says_what_the_description_says(config: ModelConfig) -> None:
     assert_same(parse(render(config)), config)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (FULL, None),
+        (replace(FULL, dynamic_batching=None), "dynamic_batching"),
+        (replace(FULL, dynamic_batching=DynamicBatching((4, 8), 900)), "dynamic_batching"),
+        (replace(FULL, optimization="graph { level: 2 }"), "optimization"),
+        (replace(FULL, warmups=()), "model_warmup"),
+        (replace(FULL, instance_groups=(InstanceGroup(3, "KIND_CPU"),)), "instance_group"),
+        (replace(FULL, raw=""), "metric_tags"),
+    ],
+)
+def test_a_server_with_another_configuration_is_noticed(other: ModelConfig, named: str | None) -> None:
+    served = json_format.MessageToDict(parse(render(other)), preserving_proto_field_name=True)
+    served["instance_group"][0]["name"] = "tiny_0"
+    served["optimization"]["input_pinned_memory"] = {"enable": True}
+    assert difference(parse(render(FULL)), served) == named
 
 
 def test_zero_is_written_and_the_backend_not_the_platform() -> None:

@@ -181,9 +181,9 @@ def _test(
         report, measured = measure(settings, events=events, machine=current_machine(), samples_file=samples)
     recorded = None
     if repository is not None:
-        from tritongen.cli.proofs import record
+        from tritongen.cli.proofs import loaded, record
 
-        recorded = record(report, repository)
+        recorded = record(report, repository, loaded(report))
     if recorded is not None and json_file != Path("-"):
         click.echo(recorded)
     _show(report, json_file)

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tritongen.repository.manifest import Manifest
     from tritongen.runs.loadtest import LoadReport
 
-_CONFIG = "config.pbtxt"
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the server runs, which need not be what lies in its repository by now."""
+
+    version: str
+    config: Mapping[str, Any]
 
 
-def record(report: LoadReport, repository: Path) -> str | None:
+def loaded(report: LoadReport) -> Loaded | None:
+    """The version that was tested and its configuration, from the server; None if it does not tell."""
+    from tritongen.errors import ServerError
+    from tritongen.serving.control import connect
+
+    control = connect(report.url)
+    try:
+        versions = control.model_metadata(report.model).versions
+        version = report.version or max(versions, key=int, default="")
+        return Loaded(version, control.model_config(report.model, version))
+    except ServerError:
+        return None
+    finally:
+        control.close()
+
+
+def record(report: LoadReport, repository: Path, served: Loaded | None) -> str | None:
     """Write PASS or FAIL of every decided objective into the manifest; what was done, in a sentence.
 
-    Only for the embedded server, which does not poll: a polling Triton reloads a model whose folder changes.
-    None where there is nothing to prove (a mix says little of one model), or no manifest of ours to
-    write it into.
+    A server that runs another state than the repository holds proves nothing of the latter. Only for the
+    embedded server, which does not poll: a polling Triton reloads a model whose folder changes. None where
+    there is nothing to prove (a mix says little of one model), or no manifest of ours to write it into.
     """
+    from tritongen.repository.existing import CONFIG
     from tritongen.repository.manifest import FILENAME, Proof, Server, read_manifest, record_proofs
     from tritongen.runs.loadtest import LoadOutcome
 
@@ -28,9 +54,9 @@ def record(report: LoadReport, repository: Path) -> str | None:
     )
     if not proves or not decided or not (folder / FILENAME).is_file() or report.machine is None:
         return None
-    config = read_manifest(folder).files.get(_CONFIG)
-    if config is None:
-        return None
+    manifest = read_manifest(folder)
+    if (other := _other_state(served, folder, manifest)) is not None:
+        return f"not recorded in {folder / FILENAME}: {other}"
     server = Server(kind="embedded", version=(report.server or "").removeprefix("triton").strip())
     load = report.load
     rate = load.shape or (load.rate and f"{load.rate:g}")
@@ -42,10 +68,27 @@ def record(report: LoadReport, repository: Path) -> str | None:
             summary=f"at {where} for {report.window_s:.0f} s: {each.reason}",
             server=server,
             machine=report.machine,
-            config_digest=config.digest,
+            config_digest=manifest.files[CONFIG].digest,
             taken=report.started,
         )
         for each in decided
     )
     record_proofs(folder, server, proofs)
     return f"recorded in {folder / FILENAME}"
+
+
+def _other_state(served: Loaded | None, folder: Path, manifest: Manifest) -> str | None:
+    """How what the server runs differs from what the repository holds, in a sentence; None if it does not."""
+    from tritongen.files import digest_files
+    from tritongen.repository.config_text import difference, parse
+    from tritongen.repository.existing import CONFIG
+
+    if served is None:
+        return "the server does not tell what it runs"
+    if served.version != str(manifest.version):
+        return f"the server answered with version {served.version}, and version {manifest.version} lies there"
+    path = folder / CONFIG
+    if not path.is_file() or digest_files([path]) != manifest.files[CONFIG].digest:
+        return f"its {CONFIG} is not what was built"
+    field = difference(parse(path.read_text(encoding="utf-8")), served.config)
+    return None if field is None else f"the server runs another {CONFIG} than lies there ({field})"

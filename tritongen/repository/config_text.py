@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,34 @@ def parse_rendered(text: str, config: ModelConfig, template: Path | None = None)
             fix="write `name: {{ config.name | quote }}` in the template",
         )
     return parsed
+
+
+def difference(written: Any, loaded: Mapping[str, Any]) -> str | None:
+    """The first field of a parsed config.pbtxt that a server's own configuration (JSON) has otherwise.
+
+    None if they agree: servers add defaults, and names of instance groups.
+    """
+    from google.protobuf import json_format
+    from tritonclient.grpc import model_config_pb2
+
+    served = json_format.ParseDict(loaded, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
+    own = model_config_pb2.ModelConfig.FromString(written.SerializeToString())
+    for group in (*own.instance_group, *served.instance_group):
+        group.name = ""
+    fields = {field.name for field, _ in written.ListFields()} | _NEVER_ADDED
+    return next((name for name in sorted(fields) if not _stands(name, own, served)), None)
+
+
+_NEVER_ADDED = {"dynamic_batching", "model_warmup", "parameters", "response_cache"}
+"""What a server that completes nothing has only where it is written."""
+
+
+def _stands(name: str, written: Any, served: Any) -> bool:
+    before, after = getattr(written, name), getattr(served, name)
+    if name not in ("dynamic_batching", "optimization"):  # in these it fills in what is left out
+        return bool(before == after)
+    same = all(getattr(after, field.name) == value for field, value in before.ListFields())
+    return same and (name == "optimization" or written.HasField(name) == served.HasField(name))
 
 
 def _unparseable(text: str, config: ModelConfig, template: Path | None, error: Any) -> SpecError:

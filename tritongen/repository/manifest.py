@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from tritongen.errors import RepositoryError
+from tritongen.repository.swap import locked
 from tritongen.runs.records import Accuracy, Candidate, LatencyPoint, Machine, Options, Record
 from tritongen.runs.store import write_record
 
@@ -224,12 +225,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def record_proofs(folder: Path, server: Server, proofs: tuple[Proof, ...]) -> Manifest:
     """Add proofs to a model's manifest, in place of older ones of the same objective on the same server."""
-    manifest = read_manifest(folder)
     replaced = {(proof.slo, proof.server.kind, proof.server.image) for proof in proofs}
-    kept = (p for p in manifest.proofs if (p.slo, p.server.kind, p.server.image) not in replaced)
-    updated = manifest.model_copy(update={"server": server, "proofs": (*kept, *proofs)})
-    try:
-        write_record(folder / FILENAME, updated)
-    except OSError as error:
-        raise RepositoryError(f"{folder / FILENAME} cannot be written", found=str(error)) from error
+    with locked(folder.parent):  # or a build might put another manifest there meanwhile
+        manifest = read_manifest(folder)
+        kept = (p for p in manifest.proofs if (p.slo, p.server.kind, p.server.image) not in replaced)
+        updated = manifest.model_copy(update={"server": server, "proofs": (*kept, *proofs)})
+        try:
+            write_record(folder / FILENAME, updated)
+        except OSError as error:
+            raise RepositoryError(f"{folder / FILENAME} cannot be written", found=str(error)) from error
     return updated
