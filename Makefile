@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
+# The long ones first: Docker's, then integration, then unit.
+SPREAD := --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test lint format doctor wheelhouse docker-image docker-base clean distclean
 
@@ -19,8 +21,8 @@ demo: $(VENV)/.demo ## train a model, build, serve, load test, verdict: under 3 
 
 test: $(VENV)/.dev ## environment and the whole test suite
 ifeq ($(strip $(ARGS)),)
-	$(BIN)/python -m pytest -m 'not alone' --numprocesses auto --maxprocesses 8 --dist loadfile
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m 'not calm' --numprocesses auto --maxprocesses 8 $(SPREAD)
+	$(BIN)/python -m pytest -m calm --numprocesses 2 $(SPREAD)
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

@@ -132,6 +132,7 @@ class _HttpConnection(asyncio.Protocol):
             if len(self._data) < end + 4 + length:
                 return
             path = self._data.split(b" ", 2)[1].decode()
+            self._is_last = "connection: close" in head
             self._data = self._data[end + 4 + length :]
             if path.endswith("/infer"):
                 self._infer(self._server.act())
@@ -162,6 +163,8 @@ class _HttpConnection(asyncio.Protocol):
         if not self._transport.is_closing():
             head = f"HTTP/1.1 {status} Whatever\r\nContent-Length: {len(body)}\r\n\r\n"
             self._transport.write(head.encode() + body)
+            if self._is_last:
+                self._transport.close()
 
 
 async def _grpc_server(null: NullServer) -> Any:

@@ -19,6 +19,8 @@ from tritongen.serving.container.compose import CPU_FILE, ENV_FILE
 from tritongen.serving.container.engine import Engine, Image, Project, find_compose
 from tritongen.serving.ports import free_ports
 
+pytestmark = [pytest.mark.docker, pytest.mark.server, pytest.mark.slow]
+
 TEST = ("loadtest", MODEL, "--rate", "20", "--duration", "2s", "--compose", "--compose-file", CPU_FILE)
 
 
@@ -81,7 +83,7 @@ def test_stopped_in_the_middle_it_takes_down_what_it_started(
             assert running.poll() is None
             time.sleep(0.1)
         running.send_signal(number)
-        assert running.wait(60) == 128 + number
+        assert running.wait(120) == 128 + number
     assert containers(folder, engine) == []
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests import models
-from tests.conftest import free_port
 from tests.serving_models import add_model, config, small_repository, tensor
 from tritongen.errors import InputError, RepositoryError, RequirementError, ServerError
 from tritongen.serving.control import connect, read_metrics
@@ -270,7 +269,7 @@ def test_a_kill_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
 
 def test_the_embedded_server_serves_beside_others(server: EmbeddedServer, tmp_path: Path) -> None:
     """Two servers at once share neither ports nor shared memory."""
-    with EmbeddedServer(small_repository(tmp_path), grpc_port=free_port()) as other:
+    with EmbeddedServer(small_repository(tmp_path)) as other:
         assert connect(other.http_url).is_ready("relu")
     assert connect(server.http_url).is_ready("relu")
 
@@ -334,7 +333,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+def _eventually(condition: Callable[[], bool], timeout_s: float = 120.0) -> bool:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

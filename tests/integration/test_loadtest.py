@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kserve import MODEL, Act, Behaviour, NullServer, freezing
+from tests.kserve import MODEL, Act, Behaviour, NullServer
 from tritongen.cli import run
 from tritongen.errors import InputError, ServerError
 from tritongen.loadtest.run import run_load_test
@@ -25,7 +25,7 @@ from tritongen.runs.events import Event
 from tritongen.runs.loadtest import LoadOutcome, LoadReport
 from tritongen.slo import parse_slo
 
-SHORT: dict[str, Any] = {"duration_s": 1.0, "warmup_s": 0.1, "timeout_s": 0.4, "batch_size": 1}
+SHORT: dict[str, Any] = {"duration_s": 1.0, "warmup_s": 0.1, "batch_size": 1}
 
 
 def load(url: str, *slos: str, **settings: Any) -> LoadReport:
@@ -90,21 +90,6 @@ def test_both_protocols_and_several_workers_send_the_same_schedule() -> None:
     assert len({report.warm_up.requests for report in reports}) == 1
 
 
-def test_freezes_show_in_the_open_loop_and_hide_in_the_closed_one() -> None:
-    """The reason for open loops: a caller that waits for answers sends next to nothing into a freeze."""
-    timing = {"duration_s": 4.6, "warmup_s": 0.1, "timeout_s": 5.0}
-    with NullServer(freezing(2.0, 0.5)) as server, ThreadPoolExecutor() as pool:
-        tests = [
-            pool.submit(load, server.http_url, **mode, **timing)
-            for mode in ({"rate": 300}, {"concurrency": 2})
-        ]
-        opened, closed = (test.result() for test in tests)
-    assert (opened.response_ms.percentiles["p99"] or 0) > 300
-    assert (opened.response_ms.percentiles["p90"] or 0) > 20
-    assert (closed.response_ms.percentiles["p99"] or 0) < 100
-    assert (closed.response_ms.maximum or 0) > 300
-
-
 @pytest.mark.parametrize(
     ("kind", "found"),
     [
@@ -118,7 +103,8 @@ def test_failed_requests_are_data(kind: Any, found: tuple[str, str]) -> None:
     def behave(number: int, _elapsed_s: float) -> Act:
         return Act(kind if number % 5 == 4 else "answer")
 
-    for report, cause in zip(both(behave, rate=100), found, strict=True):
+    impatient = {"timeout_s": 1.0} if kind == "hang" else {}
+    for report, cause in zip(both(behave, rate=100, **impatient), found, strict=True):
         assert set(causes(report)) == {cause}
         assert 0.1 < 1 - report.answered / report.requests < 0.3
         assert report.response_ms.percentiles["p50"] is not None
@@ -132,7 +118,7 @@ def test_a_hung_server_ends_in_bounded_time_and_memory() -> None:
         return Act("answer" if number < 1 else "hang")
 
     with NullServer(behave) as server:
-        report = load(server.http_url, "p99<=10s", rate=400, max_in_flight=20)
+        report = load(server.http_url, "p99<=10s", rate=400, max_in_flight=20, timeout_s=0.4)
     assert report.outcome is LoadOutcome.ERROR
     assert set(causes(report)) == {"timed out", "not sent: in-flight limit reached"}
     # Each of the 20 places is free again after the time-out, and not sooner.
@@ -224,10 +210,12 @@ def test_a_model_that_is_not_ready_or_not_there() -> None:
 def test_the_first_answer_is_checked_before_the_run(
     protocol: str, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tritongen.loadtest.run._LEAST_PROBE_TIMEOUT_S", 0.5)
+    if kind == "hang":
+        monkeypatch.setattr("tritongen.loadtest.run._LEAST_PROBE_TIMEOUT_S", 0.5)
     with NullServer(lambda _number, _elapsed: Act(kind)) as server:
+        url = server.http_url if protocol == "http" else server.grpc_url
         with pytest.raises(ServerError) as caught:
-            load(server.http_url if protocol == "http" else server.grpc_url, rate=10)
+            load(url, rate=10, timeout_s=0.5)
         assert server.inferences == 1
     if kind == "refuse":
         assert "queue is full" in str(caught.value)
@@ -265,7 +253,7 @@ def test_data_is_sent_in_rotation(tmp_path: Path) -> None:
 
 
 def cli(*arguments: str) -> int:
-    return run(["loadtest", MODEL, "--duration", "1s", "--warmup", "200ms", "--timeout", "500ms", *arguments])
+    return run(["loadtest", MODEL, "--duration", "1s", "--warmup", "200ms", *arguments])
 
 
 def test_exit_codes_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -274,7 +262,7 @@ def test_exit_codes_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path:
         rate = ("--url", url, "--rate", "50")
         assert cli(*rate) == 0
         assert "MEASURED" in capsys.readouterr().out
-        busy = ("--url", url, "--rate", "800", "--duration", "4s", "--slo", "mean<=5s")
+        busy = ("--url", url, "--rate", "800", "--duration", "4s", "--slo", "p99<=9s")
         assert cli(*busy, "--json", str(tmp_path / "r.json")) == 0
         assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("PASS")
         assert json.loads((tmp_path / "r.json").read_text())["schema"] == "tritongen/loadtest/1"
@@ -302,7 +290,7 @@ def start_command(url: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for_load(server: NullServer, inferences: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while server.inferences < inferences:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -315,7 +303,7 @@ def test_ctrl_c_gives_a_partial_report_marked_so(tmp_path: Path) -> None:
         )
         wait_for_load(server, 50)
         process.send_signal(signal.SIGINT)
-        shown, _ = process.communicate(timeout=30)
+        shown, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "PARTIAL" in shown
     report = LoadReport.model_validate_json((tmp_path / "r.json").read_text())
@@ -333,7 +321,7 @@ def test_sigterm_in_the_warm_up_leaves_nothing_behind(
         process = start_command(server.http_url, "--warmup", "30s")
         wait_for_load(server, 10)
         process.terminate()
-        shown, _ = process.communicate(timeout=30)
+        shown, _ = process.communicate(timeout=120)
     assert process.returncode == 143
     assert shown == "stopped before anything was measured\n"
     assert not list(tmp_path.iterdir())
@@ -350,8 +338,8 @@ def test_no_worker_outlives_a_killed_command() -> None:
         ]
         assert len(workers) == 2
         process.kill()
-        process.communicate(timeout=30)
-        deadline = time.monotonic() + 20
+        process.communicate(timeout=120)
+        deadline = time.monotonic() + 60
         while any(_parent(worker) is not None for worker in workers):
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -73,7 +73,7 @@ def is_gone(pid: int) -> bool:
 
 
 def wait_until_gone(*pids: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not all(map(is_gone, pids)):
         assert time.monotonic() < deadline, f"still there: {[pid for pid in pids if not is_gone(pid)]}"
         time.sleep(0.02)
@@ -121,7 +121,10 @@ def test_an_error_of_a_rooms_own_kind_keeps_its_exit_code(tmp_path: Path) -> Non
 
 
 def test_a_time_out_ends_the_whole_family(tmp_path: Path) -> None:
-    assert "did not end within 2 s" in (run("hangs", tmp_path, timeout_s=2) or "")
+    for patience_s in (2, 10, 50):  # a busy machine takes longer to start anything
+        assert f"did not end within {patience_s} s" in (run("hangs", tmp_path, timeout_s=patience_s) or "")
+        if (tmp_path / "pids").exists():
+            break
     wait_until_gone(*map(int, (tmp_path / "pids").read_text().split()))
 
 
