@@ -78,6 +78,18 @@ def test_the_ports_of_triton_env(address: str, folder: Path, listen: Listen) -> 
     )
 
 
+def test_remarks_and_the_repository_that_is_mounted(folder: Path, listen: Listen) -> None:
+    port = listen()
+    mounted = folder.parent / "b"
+    mounted.mkdir()
+    lines = (f"HTTP_PORT={port}  # ours", "GRPC_PORT='9001' # theirs", "MODEL_REPOSITORY=../b")
+    (folder / "triton.env").write_text("\n".join(lines), encoding="utf-8")
+    found = find_server(None, None)
+    assert (found.url, found.grpc_url) == (f"http://127.0.0.1:{port}", "grpc://127.0.0.1:9001")
+    assert found.repository is not None
+    assert found.repository.resolve() == mounted
+
+
 def test_what_the_environment_says_wins_as_with_compose(
     folder: Path, listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,7 @@ def test_defaults_are_those_of_a_repository_without_models() -> None:
     assert f"TENSORRT_IMAGE={default['TENSORRT_IMAGE']}\n" in texts["docker/build.Dockerfile"]
     for name, value in SETTINGS.items():
         assert f"${{{name}:-{value}}}" in texts[GPU_FILE], name
-    assert (CHECKOUT / ENV_FILE).read_text(encoding="utf-8") == render_environment(choose_image([]), {})
+    assert (CHECKOUT / ENV_FILE).read_text(encoding="utf-8") == render_environment(choose_image([]))
 
 
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])
@@ -173,6 +173,42 @@ def test_triton_env_follows_the_models_and_keeps_the_users_settings(repository: 
 def test_only_plans_that_need_it_get_the_flag_for_version_compatible_plans(repository: Path) -> None:
     manifest = as_plan(repository, "10.99.0", compatible=True)
     assert triton_environment([manifest])["TRITON_ARGS"] == f"--backend-config={VERSION_COMPATIBLE}"
+
+
+def test_remarks_and_links_stay(repository: Path, tmp_path: Path) -> None:
+    folder, elsewhere = repository.parent / "x", tmp_path / "elsewhere.env"
+    folder.mkdir()
+    elsewhere.write_text("# mine\nHTTP_PORT=9000  # taken\n\n# more\nTRITON_IMAGE=old\n")
+    (folder / ENV_FILE).symlink_to(elsewhere)
+    init(folder, folder / "model_repository", "cpu", force=True)
+    text = elsewhere.read_text()
+    assert (folder / ENV_FILE).is_symlink()
+    assert "\n# mine\nHTTP_PORT=9000  # taken\n\n# more\nBIND_ADDRESS=" in text
+    assert text.count("TRITON_IMAGE=") == 1
+    assert {each.what for each in init(folder, folder / "model_repository", "cpu")} == {"unchanged"}
+    (folder / "model_repository").symlink_to(repository)
+    as_plan(repository, "10.13.3.9", compatible=False)
+    assert refresh_environment(folder / "model_repository") is not None
+    assert elsewhere.read_text().partition("# mine")[2] == text.partition("# mine")[2]
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / CPU_FILE).symlink_to("/dev/null")
+    with pytest.raises(SpecError, match="something else than files") as refused:
+        init(tmp_path, tmp_path / "model_repository", "cpu", force=True)
+    assert refused.value.found == CPU_FILE
+    assert not (tmp_path / ENV_FILE).exists()
+
+
+def test_the_image_of_our_own_needs_none_of_nvidias(repository: Path) -> None:
+    """Newer ONNX than any image of the table reads, as this environment's ONNX Runtime may."""
+    path = repository / "tiny" / FILENAME
+    write_record(path, read_manifest(repository / "tiny").model_copy(update={"opsets": {"": 99}}))
+    with pytest.raises(RepositoryError):
+        init(repository.parent, repository, "gpu")
+    init(repository.parent, repository, "cpu")
+    assert "though no Triton image loads these models" in (repository.parent / ENV_FILE).read_text()
+    assert refresh_environment(repository) is None
 
 
 def test_a_plan_that_no_image_loads(repository: Path) -> None:

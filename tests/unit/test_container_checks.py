@@ -277,6 +277,15 @@ class TestPorts:
         assert f"port {taken} (gRPC) is held by PID {os.getpid()}" in finding.message
         assert "GRPC_PORT" in finding.fix
 
+    def test_ports_that_only_docker_may_open(self) -> None:
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # somebody who may not
+        try:
+            assert not list(checks.taken_ports(Service("x", ports=(Published(8000, "127.0.0.1", 1),)), None))
+        finally:
+            os.seteuid(user)
+
 
 class TestSharedMemory:
     def test_what_instances_need(self, manifest: Manifest) -> None:
@@ -370,6 +379,24 @@ class TestMount:
         path.chmod(0o600)
         if status.st_uid != 0:
             assert not self.mount(folder, f"{status.st_uid}")
+
+    def test_links_that_the_container_cannot_follow(self, folder: Path, tmp_path: Path) -> None:
+        path, store = folder / "1/model.onnx", tmp_path / "store" / "linear.onnx"
+        store.parent.mkdir()
+        path.rename(store)
+        for target in (store, os.path.relpath(store, path.parent)):
+            path.symlink_to(target)
+            (finding,) = self.mount(folder, "4711")
+            assert finding.severity == "error"
+            assert finding.message.startswith(f"{path} is a link to {target}")
+            path.unlink()
+        path.symlink_to(store)
+        assert not self.mount(folder, "4711", mounts=(str(tmp_path),))
+        store.rename(folder / "1/linear.onnx")
+        path.unlink()
+        path.symlink_to("linear.onnx")
+        (folder / "again").symlink_to("..")  # a loop ends, too
+        assert not self.mount(folder, "4711")
 
     def test_root_may_unless_its_capabilities_are_dropped(self, folder: Path) -> None:
         path = folder / "1/model.onnx"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tritongen.errors import RequirementError
+from tritongen.errors import InputError, RequirementError
 from tritongen.serving.container.engine import (
     Compose,
+    Container,
     Output,
     Project,
     call,
@@ -20,7 +21,7 @@ from tritongen.serving.container.engine import (
     find_compose,
     find_engine,
 )
-from tritongen.serving.container.session import cause_in, serving
+from tritongen.serving.container.session import cause_in, compose_project, serving
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -155,6 +156,30 @@ def scripted(folder: Path, config: str) -> Project:
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
     return Project(Compose((str(folder / "docker-compose"),), (1, 29)), folder)
+
+
+def test_a_project_lives_where_its_first_file_is(tmp_path: Path) -> None:
+    compose = Compose(("docker-compose",), (1, 29))
+    for name in ("deploy/docker-compose.yml", "deploy/triton.env", "over/lay.yml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    files = ("deploy/docker-compose.yml", "over/lay.yml")
+    project = compose_project(files, tmp_path, compose)
+    assert project.command == (
+        "docker-compose", "--file=docker-compose.yml", "--file=../over/lay.yml", "--env-file=triton.env",
+    )  # fmt: skip
+    assert project.folder == tmp_path / "deploy"
+    with pytest.raises(InputError, match=r"no Compose file over/none\.yml"):
+        compose_project((*files, "over/none.yml"), tmp_path, compose)
+
+
+@pytest.mark.parametrize(
+    ("bound", "reached"),
+    [("0.0.0.0", "127.0.0.1:9"), ("::1", "[::1]:9"), ("10.0.0.1", "10.0.0.1:9")],  # noqa: S104
+)
+def test_where_a_port_of_a_container_is_reached(bound: str, reached: str) -> None:
+    container = Container("", "", "", "", None, 0, 0, "", 0, False, {8000: (bound, 9)}, {})  # noqa: FBT003
+    assert (container.address(8000), container.address(8001)) == (reached, None)
 
 
 def test_the_first_failure_is_told_and_not_that_of_the_clean_up(only: Path) -> None:

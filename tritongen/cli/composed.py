@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from tritongen.cli.options import DEFAULT_REPOSITORY, Function
+from tritongen.cli.options import Function
+from tritongen.cli.servers import mounted_repository
 
 _READY_TIMEOUT_S = 300.0
 
@@ -64,12 +65,11 @@ def composed(
             url = address.grpc_url if flags["protocol"] == "grpc" and address.grpc_url else address.http_url
             there = "started" if ours else "it ran before, and goes on"
             click.echo(f"{url}: {there}", err=True)
-            here = DEFAULT_REPOSITORY if DEFAULT_REPOSITORY.is_dir() else None
             yield {
                 **flags,
                 "url": url,
                 "metrics_url": flags["metrics_url"] or address.metrics_url,
-                "repository": flags["repository"] or here,
+                "repository": flags["repository"] or mounted_repository(project.folder),
             }
     except NotServingError as error:
         click.echo(error.log, err=True)

@@ -48,20 +48,18 @@ def launch_findings(serving: Serving, repository: Path, names: Sequence[str]) ->
 def _service(serving: Serving) -> tuple[Service, list[Finding]]:
     """How the compose files (given, or lying here) start the container; Docker's defaults without any."""
     from tritongen.errors import TritongenError
-    from tritongen.serving.container.compose import ENV_FILE
-    from tritongen.serving.container.engine import Project
     from tritongen.serving.container.launch import unknown
     from tritongen.serving.container.service import docker_defaults, image_variable, service_of
+    from tritongen.serving.container.session import compose_project
 
     files = serving.compose_files or _files_here(own=serving.image.own)
     if not files or serving.host.compose is None:
         return docker_defaults(), []
-    folder, names = files[0].resolve().parent, tuple(path.name for path in files)
-    env_file = ENV_FILE if (folder / ENV_FILE).is_file() else None
-    project = Project(serving.host.compose, folder, names, env_file=env_file)
+    project = compose_project(files, Path(), serving.host.compose)
     try:
-        service = service_of(project.config(), " + ".join(names))
-        variable = image_variable((folder / name).read_text(encoding="utf-8") for name in names)
+        service = service_of(project.config(), " + ".join(project.files))
+        texts = ((project.folder / name).read_text(encoding="utf-8") for name in project.files)
+        variable = image_variable(texts)
         return replace(service, image_variable=variable), []
     except TritongenError as error:
         if serving.compose_files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +14,8 @@ from tritongen.cli.options import DEFAULT_REPOSITORY
 if TYPE_CHECKING:
     from tritongen.serving.registry import RunningServer
 
-ENV_FILE = Path("triton.env")
-SERVICE = "triton"
-"""Of our compose files."""
 _COMPOSE_FILES = "*compose*.y*ml"
 _LISTENS_S = 1.0
-_EVERY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104
-_PORTS = (8000, 8001, 8002)
-"""Triton's own: HTTP, gRPC, metrics."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Server:
     """None: only the address that was given is known."""
     metrics_url: str | None
     repository: Path | None
-    """What it serves, as far as this machine can tell; ./model_repository for a server of Compose."""
+    """What it serves, as far as this machine can tell; what ./triton.env mounts for a server of Compose."""
     own: bool
     """Whether `tritongen serve` runs it."""
 
@@ -82,8 +76,10 @@ def _given(url: str, wanted: str, repository: Path | None) -> Server:
 
 def _composed(repository: Path | None) -> Server:
     """The server at the ports of ./triton.env, where Docker says, or at Triton's own: whichever answers."""
+    from tritongen.serving.container.compose import ENV_FILE
+
     places = list(_usual(repository))
-    if ENV_FILE.is_file() and _listens(places[0].url):
+    if Path(ENV_FILE).is_file() and _listens(places[0].url):
         return places[0]
     listening = (each for each in places if _listens(each.url))
     return _published(repository) or next(listening, None) or places[0]
@@ -91,17 +87,23 @@ def _composed(repository: Path | None) -> Server:
 
 def _usual(repository: Path | None) -> Iterator[Server]:
     """Where ./triton.env puts the server, and Triton's own ports on this machine."""
-    settings = _settings(ENV_FILE)
+    from tritongen.serving.container.compose import ENV_FILE, read_environment
+    from tritongen.serving.container.service import PORTS
+    from tritongen.serving.ports import dialled
+
+    settings = {**read_environment(Path(ENV_FILE)), **os.environ}  # as with Compose
+    host = dialled(settings.get("BIND_ADDRESS", ""))
     names = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")
-    ports = [settings.get(name) or str(usual) for name, usual in zip(names, _PORTS, strict=True)]
-    yield _at(settings.get("BIND_ADDRESS", ""), ports, repository)
-    yield _at("", list(map(str, _PORTS)), repository)
+    ports = (settings.get(name) or usual for name, usual in zip(names, PORTS, strict=True))
+    yield _at([f"{host}:{port}" for port in ports], repository)
+    yield _at([f"127.0.0.1:{port}" for port in PORTS], repository)
 
 
 def _published(repository: Path | None) -> Server | None:
     """Where Docker says that the server of this folder's Compose project is; None if it says nothing."""
     from tritongen.errors import TritongenError
     from tritongen.serving.container.engine import find_engine
+    from tritongen.serving.container.service import PORTS, SERVICE
 
     if not any(Path().glob(_COMPOSE_FILES)):
         return None
@@ -110,28 +112,28 @@ def _published(repository: Path | None) -> Server | None:
         found = find_engine().containers(folder, f"label=com.docker.compose.service={SERVICE}")
     except TritongenError:
         return None
-    for container in found:
-        if _PORTS[0] in container.ports:
-            there = [container.ports.get(port, ("", 0)) for port in _PORTS]
-            return _at(there[0][0], [str(port) for _, port in there], repository)
-    return None
+    places = ([container.address(port) for port in PORTS] for container in found)
+    return next((_at(place, repository) for place in places if place[0]), None)
 
 
-def _at(host: str, ports: list[str], repository: Path | None) -> Server:
-    host = "127.0.0.1" if host in _EVERY_ADDRESS else host
-    here = repository or (DEFAULT_REPOSITORY if DEFAULT_REPOSITORY.is_dir() else None)
-    http, grpc, metrics = (f"{host}:{port}" for port in ports)
-    return Server(f"http://{http}", f"grpc://{grpc}", f"http://{metrics}/metrics", here, own=False)
+def _at(place: Sequence[str | None], repository: Path | None) -> Server:
+    """A server by HOST:PORT of each of its ports."""
+    http, grpc, metrics = place
+    return Server(
+        f"http://{http}",
+        grpc and f"grpc://{grpc}",
+        metrics and f"http://{metrics}/metrics",
+        repository or mounted_repository(Path()),
+        own=False,
+    )
 
 
-def _settings(path: Path) -> dict[str, str]:
-    """NAME=value lines, as Compose reads them; what the environment says wins there, and so here."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return {}
-    pairs = (line.partition("=") for line in lines if not line.lstrip().startswith("#"))
-    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs} | dict(os.environ)
+def mounted_repository(folder: Path) -> Path | None:
+    """What the Compose files in a folder mount, by the triton.env there; None if that is not there."""
+    from tritongen.serving.container.compose import repository_of
+
+    path = repository_of(folder)
+    return path if path.is_dir() else None
 
 
 def _listens(url: str) -> bool:

@@ -26,6 +26,13 @@ def ipv4_address(host: str) -> str:
         ) from error
 
 
+def dialled(host: str) -> str:
+    """Where this machine reaches what listens on `host`, as a URL has it."""
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """`count` different ports that were free a moment ago."""
     with contextlib.ExitStack() as stack:

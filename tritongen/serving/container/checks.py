@@ -16,7 +16,7 @@ from tritongen.errors import TritongenError
 from tritongen.repository.findings import Finding
 from tritongen.serving.container.gpu_checks import check_gpu
 from tritongen.serving.container.launch import Launch, size_text, unknown
-from tritongen.serving.container.permissions import NOBODY, unreadable, who_reads
+from tritongen.serving.container.permissions import NOBODY, leading_out, unreadable, who_reads
 from tritongen.serving.ports import check_port, holder
 from tritongen.tensors import from_triton
 
@@ -151,6 +151,14 @@ def check_mount(launch: Launch) -> Iterator[Finding]:
         why = "a container may not read a mounted folder that is not labelled for it"
         fix = f"chcon -Rt container_file_t {path}, or mount it with :z"
         yield Finding(None, "mount", "SELinux is enforcing on this machine", why, fix, "warning")
+    if links := leading_out(path, launch.service.mounts):
+        yield Finding(
+            None,
+            "mount",
+            f"{_paths(links)} is a link to {links[0].readlink()}, which the container does not have",
+            "only the repository is mounted: there is nothing behind the link for Triton",
+            "put there what the link leads to (cp -rL), or mount that at the same place as well",
+        )
     reader = who_reads(launch.user)
     fix = f"chmod -R a+rX {path}"
     if reader is None:
@@ -193,7 +201,8 @@ def _port_problem(published: Published) -> TritongenError | None:
     try:
         check_port(published.port, published.address, published.variable)
     except TritongenError as error:
-        return error
+        # Ports below 1024 are opened by Docker, not by this user.
+        return None if isinstance(error.__cause__, PermissionError) else error
     return None
 
 

@@ -10,12 +10,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tritongen.errors import RequirementError, SpecError, TritongenError
+from tritongen.errors import RepositoryError, RequirementError, SpecError, TritongenError
 from tritongen.files import write_text
 from tritongen.serving.container.images import choose_image
 
@@ -89,7 +89,8 @@ def init(
     """Write the files of `kind` and a triton.env for the models of `repository` into `folder`.
 
     SpecError, before anything is written, if one of them is there and not ours (as we left it); `force`
-    replaces those too, but for what a triton.env sets. RepositoryError if no image can load every model.
+    replaces those too, but for what a triton.env sets and remarks. RepositoryError if `kind` is "gpu" and no
+    image can load every model.
     """
     texts = {name: source(name).read_text(encoding="utf-8") for name in FILES[kind]}
     recorded = _recorded(folder)
@@ -104,19 +105,40 @@ def init(
             found=", ".join(foreign),
             fix="move them away, choose another folder, or replace them with --force",
         )
-    before = {name: value for name, value in _settings(env_file).items() if name != REPOSITORY_VARIABLE}
-    environment = _environment_text(repository, {**before, **_mounted(folder, repository)})
+    irregular = [name for name in (*texts, ENV_FILE) if _is_irregular(folder / name)]
+    if irregular:
+        raise SpecError(
+            f"{folder} has something else than files where files are to be written",
+            found=", ".join(irregular),
+            fix="move it away, or choose another folder",
+        )
+    before = _own_lines(env_file, without=(REPOSITORY_VARIABLE,))
+    mounted = [*_assignments(_mounted(folder, repository))]
+    environment = _environment_text(repository, [*before, *mounted], must_fit=kind == "gpu")
     try:
         for name, text in texts.items():
             if plan[name] != "unchanged":
-                write_text(folder / name, text)
+                _write(folder / name, text)
         digests = {**recorded, **{name: _digest(text) for name, text in texts.items()}}
         record = {"schema": SCHEMA, "files": dict(sorted(digests.items()))}
         write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
         written = [Written(folder / name, what or "replaced") for name, what in plan.items()]
         return [*written, _write_environment(env_file, environment)]
     except OSError as error:
-        raise RequirementError(f"cannot write into {folder}", found=str(error)) from error
+        raise RequirementError(
+            f"cannot write into {folder}",
+            found=str(error),
+            fix="make room or give write permission; run it again",
+        ) from error
+
+
+def _is_irregular(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole; a link stays, and what it points to is replaced."""
+    write_text(Path(os.path.realpath(path)), text)
 
 
 def _plan(path: Path, text: str, digest: str | None) -> Literal["written", "replaced", "unchanged"] | None:
@@ -152,29 +174,50 @@ def triton_environment(manifests: Sequence[Manifest]) -> dict[str, str]:
     return _derived(choose_image(manifests))
 
 
+_DERIVED = ("TRITON_IMAGE", "TENSORRT_IMAGE", "TRITON_ARGS")
+
+
 def _derived(choice: ImageChoice) -> dict[str, str]:
-    tag = choice.image.rpartition(":")[2]
-    return {
-        "TRITON_IMAGE": choice.image,
-        "TENSORRT_IMAGE": f"{BUILDER_IMAGE}:{tag}",
-        "TRITON_ARGS": " ".join(f"--backend-config={each}" for each in choice.backend_config),
-    }
+    builder = f"{BUILDER_IMAGE}:{choice.image.rpartition(':')[2]}"
+    arguments = " ".join(f"--backend-config={each}" for each in choice.backend_config)
+    return dict(zip(_DERIVED, (choice.image, builder, arguments), strict=True))
 
 
-def render_environment(choice: ImageChoice, settings: Mapping[str, str]) -> str:
-    """The text of triton.env: what the models ask for, then the user's own settings."""
+def render_environment(choice: ImageChoice, own: Sequence[str] = ()) -> str:
+    """The text of triton.env: what the models ask for, then the user's `own` lines, as far as they go."""
     lines = [
         f"{_MARK}: `docker compose --env-file {ENV_FILE} up -d`.",
         "",
-        "# By the models; every `tritongen build` writes these anew.",
+        _FROM_MODELS,
         f"# {choice.image}: {choice.reason}{'' if choice.sure else ' (unverified)'}.",
         *_assignments(_derived(choice)),
         "",
-        "# Yours; kept as they are. BIND_ADDRESS=0.0.0.0 opens the ports to the network: Triton asks for no",
-        "# password, and as TRITON_CONTROL stands, whoever reaches it may load models: programs, that is.",
-        *_assignments({**SETTINGS, **settings}),
+        *_OWN,
+        *own,
     ]
+    given = {match[1] for line in own if (match := _ASSIGNMENT.fullmatch(line))}
+    lines += _assignments({name: value for name, value in SETTINGS.items() if name not in given})
     return "\n".join(lines) + "\n"
+
+
+_FROM_MODELS = "# By the models; every `tritongen build` writes these anew."
+_OWN = (
+    "# Yours; kept as they are. BIND_ADDRESS=0.0.0.0 opens the ports to the network: Triton asks for no",
+    "# password, and as TRITON_CONTROL stands, whoever reaches it may load models: programs, that is.",
+)
+_ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*")
+_CHOICE = re.compile(r"# \S+:\d\d\.\d\d-py3: .*")
+
+
+def _own_lines(path: Path, without: Sequence[str] = ()) -> list[str]:
+    """The lines of an env file that the user wrote or may change, but for what the models settle."""
+    own = []
+    for line in _lines(path):
+        match = _ASSIGNMENT.fullmatch(line)
+        ours = line.startswith(_MARK) or line in (_FROM_MODELS, *_OWN) or _CHOICE.fullmatch(line)
+        if not (ours or (match and match[1] in (*_DERIVED, *without))):
+            own.append(line)
+    return "\n".join(own).strip("\n").splitlines()
 
 
 def _assignments(variables: Mapping[str, str]) -> Iterable[str]:
@@ -182,37 +225,38 @@ def _assignments(variables: Mapping[str, str]) -> Iterable[str]:
 
 
 def read_environment(path: Path) -> dict[str, str]:
-    """The variables of an env file, as Compose reads them: NAME=VALUE lines, quotes taken off."""
-    return {name: _unquoted(value) for name, value in _as_written(path).items()}
+    """The variables of an env file, as Compose reads them; none if it is not there or is no text."""
+    matches = (_ASSIGNMENT.fullmatch(line) for line in _lines(path))
+    return {match[1]: _value(match[2]) for match in matches if match}
 
 
-def _as_written(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    matches = (re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line) for line in lines)
-    return {match[1]: match[2] for match in matches if match}
-
-
-def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
-
-
-def _environment_text(repository: Path, settings: Mapping[str, str]) -> str:
-    """What triton.env is to say, with the user's `settings`."""
-    choice = choose_image(manifests_of(repository))
-    return render_environment(choice, {k: v for k, v in settings.items() if k not in _derived(choice)})
-
-
-def _settings(path: Path) -> dict[str, str]:
-    """What an env file sets, as it is written there; nothing if it is not there or is no text."""
+def _lines(path: Path) -> list[str]:
     try:
-        return _as_written(path)
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError):
-        return {}
+        return []
+
+
+def _value(text: str) -> str:
+    """Quotes are taken off; what follows a # after a space is a remark."""
+    quoted = re.match(r"""(['"])(.*?)\1""", text)
+    return quoted[2] if quoted else re.sub(r"(^|\s+)#.*", "", text)
+
+
+def _environment_text(repository: Path, own: Sequence[str], *, must_fit: bool) -> str:
+    """What triton.env is to say, with the user's `own` lines."""
+    try:
+        choice = choose_image(manifests_of(repository))
+    except RepositoryError as error:
+        if must_fit:
+            raise
+        choice = replace(choose_image([]), reason=f"the newest, though {error.message}: use {CPU_FILE}")
+    return render_environment(choice, own)
 
 
 def repository_of(folder: Path) -> Path:
     """The repository that the Compose files in `folder` mount, by the triton.env there."""
-    named = _unquoted(_settings(folder / ENV_FILE).get(REPOSITORY_VARIABLE, ""))
+    named = read_environment(folder / ENV_FILE).get(REPOSITORY_VARIABLE)
     return folder / (named or DEFAULT_REPOSITORY)
 
 
@@ -228,7 +272,7 @@ def _write_environment(path: Path, text: str) -> Written:
     existed = path.exists()
     if existed and path.read_text(encoding="utf-8", errors="replace") == text:
         return Written(path, "unchanged")
-    write_text(path, text)
+    _write(path, text)
     return Written(path, "replaced" if existed else "written")
 
 
@@ -241,7 +285,9 @@ def refresh_environment(repository: Path) -> str | None:
     if not is_ours(path) or repository_of(path.parent).resolve() != repository.resolve():
         return None
     try:
-        written = _write_environment(path, _environment_text(repository, _settings(path)))
+        must_fit = (path.parent / GPU_FILE).is_file()
+        text = _environment_text(repository, _own_lines(path), must_fit=must_fit)
+        written = _write_environment(path, text)
     except TritongenError as error:
         return f"{path} is left as it was: {error.message}"
     except OSError as error:

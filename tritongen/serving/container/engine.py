@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tritongen.errors import RequirementError
+from tritongen.serving.ports import dialled
 
 OLDEST_COMPOSE = (1, 28)
 """The first with profiles and GPU reservations."""
@@ -84,6 +85,13 @@ class Container:
     ports: Mapping[int, tuple[str, int]]
     """Port in the container → address and port on this machine."""
     labels: Mapping[str, str]
+
+    def address(self, port: int) -> str | None:
+        """HOST:PORT at which this machine reaches a port of the container; None if it is not published."""
+        if port not in self.ports:
+            return None
+        host, published = self.ports[port]
+        return f"{dialled(host)}:{published}"
 
     @property
     def project(self) -> str | None:

@@ -119,11 +119,18 @@ def _plan(manifest: Manifest, target: Target) -> Fit:
 
 
 def _onnx(manifest: Manifest, target: Target) -> Fit:
-    reason = target.why_unreadable(manifest.ir_version, manifest.opsets.get("", 0))
+    known = target.onnxruntime
+    reader = target if known is not None else _next_known(target)  # an older one reads no more
+    reason = reader.why_unreadable(manifest.ir_version, manifest.opsets.get("", 0))
     if reason is not None:
         return Fit("no", reason)
-    known = target.onnxruntime
     return Fit("yes" if known is not None and known.verified else "unverified")
+
+
+def _next_known(target: Target) -> Target:
+    """The next newer image of the table whose ONNX Runtime is known."""
+    newer = (find_target(tag) for tag in known_tags())
+    return next(each for each in newer if each.name > target.name and each.onnxruntime is not None)
 
 
 def _newest_first() -> list[Target]:

@@ -1,9 +1,10 @@
-"""Who may read a folder, by mode bits: a bind mount keeps the owners and modes of this machine."""
+"""What a container has of a folder: a bind mount keeps the owners, modes and links of this machine."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,12 @@ def who_reads(user: str | None) -> Reader | None:
 
 
 def unreadable(folder: Path, reader: Reader) -> list[Path]:
-    """Files that `reader` cannot read and folders that it cannot list, by mode bits; links are followed.
+    """Files that `reader` cannot read and folders that it cannot list, by mode bits; file links are followed.
 
     What lies above `folder` does not count: the container sees the mounted folder at once.
     """
     closed = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder):
         place = Path(parent)
         if not _may(place, reader, stat.S_IROTH | stat.S_IXOTH):
             closed.append(place)
@@ -47,6 +48,23 @@ def unreadable(folder: Path, reader: Reader) -> list[Path]:
             continue
         closed += [place / name for name in sorted(files) if not _may(place / name, reader, stat.S_IROTH)]
     return closed
+
+
+def leading_out(folder: Path, mounts: Sequence[str] = ()) -> list[Path]:
+    """Links below `folder` whose targets the container does not have: absolute ones, and those that lead out.
+
+    Absolute ones are right where they lead into one of its `mounts`, by path in the container.
+    """
+    home, out = folder.absolute(), []
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in sorted((*folders, *files))):
+            if path.is_symlink():
+                link = path.readlink()
+                target = Path(os.path.normpath(path.parent.absolute() / link))
+                places = mounts if link.is_absolute() else (home,)
+                if not any(target.is_relative_to(place) for place in places):
+                    out.append(path)
+    return out
 
 
 def _may(path: Path, reader: Reader, bits: int) -> bool:

@@ -14,9 +14,10 @@ from tritongen.errors import SpecError
 DOCKER_SHM_BYTES = 64 << 20
 """What Docker gives a container that asks for nothing."""
 SERVICE = "triton"
-MODELS = "/models"
-"""Where the repository is mounted in the container."""
+"""Of our compose files."""
 _PROTOCOLS = {8000: "HTTP", 8001: "gRPC", 8002: "metrics"}
+PORTS = tuple(_PROTOCOLS)
+"""In the container."""
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -52,6 +53,8 @@ class Service:
     """As Docker takes it ("1000:1000"); None: the image's."""
     drops_all_capabilities: bool = False
     """Then root cannot read what its mode bits close to it either."""
+    mounts: tuple[str, ...] = ()
+    """Where folders of this machine and volumes are, in the container."""
     gpu: bool | None = None
     """Whether it asks for a GPU; None: nobody said."""
     image_variable: str | None = None
@@ -81,6 +84,7 @@ def service_of(config: Mapping[str, Any], source: str, name: str = SERVICE) -> S
         shm_bytes=None if entry.get("ipc") == "host" else size_bytes(shm) if shm else DOCKER_SHM_BYTES,
         user=str(entry["user"]) if entry.get("user") else None,
         drops_all_capabilities="ALL" in (entry.get("cap_drop") or ()),
+        mounts=tuple(filter(None, map(_mounted_at, entry.get("volumes") or ()))),
         gpu=_asks_for_gpu(entry),
     )
 
@@ -118,6 +122,11 @@ def _published(entry: str | Mapping[str, Any]) -> Published | None:
     if ":" in address:  # the same port of IPv4, which is what can be looked at
         address = "127.0.0.1" if address == "::1" else "0.0.0.0"  # noqa: S104
     return Published(inside, address, int(port)) if port.isdecimal() and port != "0" else None
+
+
+def _mounted_at(entry: str | Mapping[str, Any]) -> str:
+    """Where a volume of compose's short or long form is, in the container."""
+    return str(entry.get("target", "") if not isinstance(entry, str) else [*entry.split(":"), ""][1])
 
 
 def _asks_for_gpu(entry: Mapping[str, Any]) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,11 @@ from pathlib import Path
 from tritongen.errors import InputError, RequirementError, ServerError, TritongenError
 from tritongen.serving.container.checks import taken_ports
 from tritongen.serving.container.compose import ENV_FILE
-from tritongen.serving.container.engine import Container, Engine, Project, find_compose, find_engine
-from tritongen.serving.container.service import service_of
+from tritongen.serving.container.engine import Compose, Container, Engine, Project, find_compose, find_engine
+from tritongen.serving.container.service import PORTS, SERVICE, service_of
 from tritongen.serving.control import connect
 from tritongen.serving.diagnosis import last_error, model_failures, with_names
 
-SERVICE = "triton"
-HTTP, GRPC, METRICS = 8000, 8001, 8002
-"""In the container."""
 _POLL_S = 0.25
 _UP_TIMEOUT_S = 1800.0
 """An image may have to be pulled or built."""
@@ -46,10 +44,10 @@ class NotServingError(ServerError):
         """The last lines of the container's log."""
 
 
-def compose_project(files: tuple[str, ...], folder: Path) -> Project:
-    """The project of these Compose files (none: the folder's own); InputError if there are none.
+def compose_project(files: Sequence[str | Path], folder: Path, compose: Compose | None = None) -> Project:
+    """The project of these Compose files (none: the folder's own), with the triton.env beside the first.
 
-    RequirementError if this machine has no Compose.
+    InputError if there are none; RequirementError if this machine has no Compose and none is given.
     """
     missing = [name for name in files if not (folder / name).is_file()]
     if missing or not (files or any((folder / name).is_file() for name in _COMPOSE_FILES)):
@@ -58,8 +56,10 @@ def compose_project(files: tuple[str, ...], folder: Path) -> Project:
             found=f"nothing of that name in {folder}",
             fix="`tritongen compose init` writes one, or name another with --compose-file",
         )
-    env_file = ENV_FILE if (folder / ENV_FILE).is_file() else None
-    return Project(find_compose(), folder, files, env_file=env_file)
+    home = (folder / files[0]).absolute().parent if files else folder
+    names = tuple(os.path.relpath(folder / name, home) for name in files)
+    env_file = ENV_FILE if (home / ENV_FILE).is_file() else None
+    return Project(compose or find_compose(), home, names, env_file=env_file)
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def _await(project: Project, engine: Engine, timeout_s: float) -> Address:
         if container.restart_count > _MOST_RESTARTS or container.state in ("exited", "dead"):
             cause = "memory ran out" if container.out_of_memory else f"exit code {exit_code}"
             raise _not_serving(project, f"ended by itself ({cause})")
-        if container.state == "running" and HTTP in container.ports:
+        if container.state == "running" and PORTS[0] in container.ports:
             address = _address(container)
             if connect(address.http_url, timeout_s=5.0).is_ready():
                 return address
@@ -130,14 +130,8 @@ def _await(project: Project, engine: Engine, timeout_s: float) -> Address:
 
 
 def _address(container: Container) -> Address:
-    def at(port: int) -> str | None:
-        if port not in container.ports:
-            return None
-        host, published = container.ports[port]
-        return f"{'127.0.0.1' if host in ('', '0.0.0.0', '::') else host}:{published}"  # noqa: S104
-
-    grpc, metrics = at(GRPC), at(METRICS)
-    return Address(f"http://{at(HTTP)}", grpc and f"grpc://{grpc}", metrics and f"http://{metrics}/metrics")
+    http, grpc, metrics = map(container.address, PORTS)
+    return Address(f"http://{http}", grpc and f"grpc://{grpc}", metrics and f"http://{metrics}/metrics")
 
 
 def _not_serving(project: Project, what: str) -> NotServingError:
