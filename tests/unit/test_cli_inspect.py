@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -165,6 +166,20 @@ def test_init_refuses_without_writing(detector: Path, capsys: Captured) -> None:
     assert "cannot be written" in fails(capsys, "init", "detector.onnx", "-o", "file/tritongen.yaml")
     assert "no folder nodir" in fails(capsys, "init", "detector.onnx", "-o", "nodir/a.yaml")
     assert not Path("nodir").exists()
+
+
+def test_init_writes_through_links_and_into_pipes(detector: Path) -> None:
+    Path("real.yaml").touch()
+    Path("link.yaml").symlink_to("real.yaml")
+    assert run(["init", "detector.onnx", "-o", "link.yaml", "--force"]) == 0
+    assert Path("link.yaml").is_symlink()
+    assert load_spec(Path("real.yaml"))
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert run(["init", "detector.onnx", "-o", "pipe", "--force"]) == 0
+    assert os.read(reader, 1 << 16).decode() == Path("real.yaml").read_text().replace("link.yaml", "pipe")
+    os.close(reader)
+    assert Path("pipe").is_fifo()
 
 
 def test_init_refuses_a_range_that_is_empty_or_none(encoder: Path, capsys: Captured) -> None:

@@ -72,7 +72,7 @@ def command(  # noqa: PLR0917 - click passes every option by name
 ) -> None:
     """Write a commented spec for one or more ONNX models, with proposals where the models do not tell."""
     from tritongen.errors import SpecError
-    from tritongen.files import write_text
+    from tritongen.files import write_output, write_text
     from tritongen.graph import inspect_model
     from tritongen.spec import json_schema, override, spec_for_models
 
@@ -100,7 +100,7 @@ def command(  # noqa: PLR0917 - click passes every option by name
         click.echo(text, nl=False)
         return
     try:
-        write_text(output, text)
+        write_output(output, text)
         if schema:
             write_text(folder / SCHEMA_NAME, json.dumps(json_schema(), indent=2) + "\n")
     except OSError as error:
