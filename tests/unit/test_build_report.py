@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from rich.console import Console
@@ -53,6 +53,21 @@ def test_an_unchanged_model_takes_one_line() -> None:
     (line,) = summary(built("unchanged"), width=400).splitlines()
     assert "net: unchanged since the last build" in line
     assert "version 3 in model_repository/net" in line
+
+
+def test_what_to_do_next_goes_by_what_serves() -> None:
+    def told(repository: str, **serving: Any) -> str:
+        stream = io.StringIO()
+        build = Build(machine=MACHINE, models=(built(),))
+        print_build(Console(file=stream), build, repository=repository, **serving)
+        return stream.getvalue().partition("Next:")[2]
+
+    assert told("a b").split("\n")[1] == "  tritongen serve 'a b' --background"
+    running = told("a b", served=True, compose="docker compose up")
+    assert running.split("\n")[1] == "  tritongen reload net -r 'a b'"
+    assert "serve" not in running
+    assert "stop" not in running
+    assert told("model_repository", compose="docker compose up").split("\n")[1] == "  docker compose up"
 
 
 def test_what_was_told_already_is_not_told_again() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tritongen.cli.servers import Server, find_server
+from tritongen.cli.servers import Server, compose_command, find_server, is_served
+from tritongen.serving.container.compose import init
 from tritongen.serving.registry import SCHEMA, RunningServer, process_identity, record_path
 
 Listen = Callable[[], int]
@@ -122,6 +123,21 @@ def test_but_not_one_of_another_repository(folder: Path, listen: Listen) -> None
     serve(folder, folder.parent / "another", listen())
     assert find_server(None, None).url == f"http://127.0.0.1:{port}"
     assert find_server(None, folder.parent / "another").own
+
+
+def test_what_a_build_may_say_next(folder: Path, listen: Listen) -> None:
+    repository = folder / "model_repository"
+    assert not is_served(repository)
+    assert compose_command(repository) is None
+    init(folder, repository, "cpu")
+    write_env(folder, listen())  # somebody else's: Docker knows of no container of this folder
+    assert not is_served(repository)
+    assert compose_command(repository) == (
+        "docker compose -f docker-compose.cpu.yml --env-file triton.env up -d --build"
+    )
+    assert compose_command(folder / "another") is None
+    serve(folder, repository, listen())
+    assert is_served(repository)
 
 
 def test_a_given_address(folder: Path, listen: Listen) -> None:

@@ -97,12 +97,20 @@ def _noting(events: EventSink, told: set[str]) -> EventSink:
 
 
 def _show(build: Build, spec: Spec, console: Any, told: set[str], *, as_json: bool) -> None:
+    from tritongen.cli.servers import compose_command, is_served
     from tritongen.report.build import print_build
 
     if as_json:
         click.echo(build.model_dump_json(by_alias=True, indent=2))
     else:
-        print_build(console, build, repository=str(spec.repository), told=told)
+        print_build(
+            console,
+            build,
+            repository=str(spec.repository),
+            told=told,
+            served=is_served(spec.repository),
+            compose=compose_command(spec.repository),
+        )
     for model in build.models:
         if model.status == "failed":
             click.echo(f"error: model '{model.name}': {model.error}", err=True)

@@ -38,7 +38,7 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
     """Write the files; nothing is written if one of them is somebody else's."""
     from tritongen.errors import InputError
     from tritongen.repository.verify import model_names
-    from tritongen.serving.container.compose import CPU_FILE, ENV_FILE, init, repository_of
+    from tritongen.serving.container.compose import init, repository_of, up_command
 
     if repository is not None and not repository.is_dir():
         raise InputError(
@@ -51,11 +51,10 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
     for each in written:
         click.echo(f"  {each.what:<10}{each.path}")
     where = "" if folder == Path() else f"cd {folder} && "
-    file = f"-f {CPU_FILE} " if cpu else ""
     if cpu:
         click.echo("The image is made from the wheels in docker/wheelhouse: see the README.md there.")
     if not repository.is_dir() or not model_names(repository):
         at = "" if repository == DEFAULT_REPOSITORY else f" --repository {repository}"
         click.echo(f"Nothing is in {repository} to serve yet; first: tritongen build MODEL.onnx{at}")
-    click.echo(f"Next: {where}docker compose {file}--env-file {ENV_FILE} up -d{' --build' if cpu else ''}")
+    click.echo(f"Next: {where}{up_command(cpu=cpu)}")
     return 0

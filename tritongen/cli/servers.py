@@ -62,6 +62,26 @@ def find_server(url: str | None, repository: Path | None) -> Server:
     return _own(chosen, chosen.http_url)
 
 
+def is_served(repository: Path) -> bool:
+    """Whether a server of `tritongen serve`, or of the Compose project here, serves this repository now."""
+    from tritongen.serving import registry
+
+    if registry.find_server(registry.state_folder(os.environ), repository) is not None:
+        return True
+    mounts_it = repository.resolve() == (mounted_repository(Path()) or Path()).resolve()
+    return mounts_it and _listens(next(_usual(None)).url) and _published(None) is not None
+
+
+def compose_command(repository: Path) -> str | None:
+    """What starts the server of a repository, where `tritongen compose init` has been here for it."""
+    from tritongen.serving.container import compose
+
+    mounts_it = repository.resolve() == compose.repository_of(Path()).resolve()
+    if not (mounts_it and compose.RECORD.is_file()):
+        return None
+    return compose.up_command(cpu=not Path(compose.GPU_FILE).is_file())
+
+
 def _own(server: RunningServer, url: str) -> Server:
     return Server(url, server.grpc_url, server.metrics_url, Path(server.repository), own=True)
 

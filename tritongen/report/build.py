@@ -22,20 +22,29 @@ _UNKNOWN = 20.0
 
 
 def print_build(
-    console: Console, build: Build, *, repository: str, told: Collection[str] = frozenset()
+    console: Console,
+    build: Build,
+    *,
+    repository: str,
+    told: Collection[str] = frozenset(),
+    served: bool = False,
+    compose: str | None = None,
 ) -> None:
-    """Each built model's candidates, its winner, and the commands to try next; not the notes in `told`."""
-    served = [model for model in build.models if model.status != "failed"]
-    for model in served:
+    """Each built model's candidates, its winner, and the commands to try next; not the notes in `told`.
+
+    `served`: a server of the repository runs; `compose`: the command that starts the one of Compose.
+    """
+    usable = [model for model in build.models if model.status != "failed"]
+    for model in usable:
         if model.status == "unchanged":
             console.print(escape(_unchanged(model)), highlight=False, soft_wrap=True)
         else:
             console.print()
             _print_model(console, model, told)
-    if any(model.status == "built" for model in served):
+    if any(model.status == "built" for model in usable):
         console.print()
         console.print(f"[bold]Repository[/] {escape(repository)}, ready to serve. Next:", soft_wrap=True)
-        for command in _next_commands(served, repository):
+        for command in _next_commands(usable, repository, served=served, compose=compose):
             console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
 
 
@@ -186,14 +195,21 @@ def _unchanged(model: ModelBuild) -> str:
     )
 
 
-def _next_commands(models: list[ModelBuild], repository: str) -> Iterator[str]:
+def _next_commands(
+    models: list[ModelBuild], repository: str, *, served: bool, compose: str | None
+) -> Iterator[str]:
     """What a newcomer types next."""
-    where = "" if repository == "model_repository" else f" {shlex.quote(repository)}"
-    yield f"tritongen serve{where} --background"
+    named = "" if repository == "model_repository" else f" {shlex.quote(repository)}"
+    if served:
+        option = f" -r{named}" if named else ""
+        yield from (f"tritongen reload {each.name}{option}" for each in models if each.status == "built")
+    else:
+        yield compose or f"tritongen serve{named} --background"
     first = models[0]
     if first.selection is not None:
         yield first_load_test(first.name, _winner(first).curve, others=len(models) - 1)
-    yield "tritongen stop"
+    if not served and compose is None:
+        yield "tritongen stop"
 
 
 def _winner(model: ModelBuild) -> Trial:

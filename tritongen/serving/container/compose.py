@@ -132,6 +132,12 @@ def init(
         ) from error
 
 
+def up_command(*, cpu: bool) -> str:
+    """What starts the server, in the folder of the files."""
+    file, build = (f"-f {CPU_FILE} ", " --build") if cpu else ("", "")
+    return f"docker compose {file}--env-file {ENV_FILE} up -d{build}"
+
+
 def _is_irregular(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
