@@ -50,7 +50,10 @@ def report(
         "after": after if triton else None,
         "stopped": False,
     }
-    subject = Subject(MODEL, parse_address(settings.url), Inputs((), "synthetic"), "now", None)
+    own = changes.pop("own_requests", 1 << 16)
+    subject = Subject(
+        MODEL, parse_address(settings.url), Inputs((), "synthetic"), "now", None, own_requests=own
+    )
     return make_report(settings, subject, Measurement(**{**fields, **changes}), server_gone=None)
 
 
@@ -69,6 +72,22 @@ def test_a_report_ends_in_the_verdict_and_survives_json() -> None:
     for shown in ("digits", "5500 of 5500", "mean batch 4.00", "queue 1.000", "p99.9", "100 requests/s"):
         assert shown in text
     assert LoadReport.model_validate_json(found.model_dump_json(by_alias=True)) == found
+
+
+def test_the_waterfall_is_of_what_the_server_counted() -> None:
+    """Not of what it answered after the window, nor of another model of the mix."""
+    rows = np.zeros(6000, DTYPE)
+    rows["scheduled_ns"] = rows["sent_ns"] = np.arange(6000) * 10**7
+    rows["done_ns"] = rows["sent_ns"] + 2 * 10**6
+    rows["done_ns"][3000:] += 60 * 10**9
+    rows["done_ns"][1000:2000] += 10**9
+    rows["request"][1000:2000] = 5
+    rows["status"], rows["batch"] = samples.OK, 2
+    found = report(samples=Samples(rows), own_requests=5)
+    assert found.waterfall is not None
+    assert found.waterfall.network_ms == pytest.approx(1)  # 2 ms, of which 1 ms in the queue
+    assert found.response_ms.mean is not None
+    assert found.response_ms.mean > 10_000
 
 
 def test_failures_are_listed_by_cause() -> None:
@@ -129,6 +148,10 @@ def test_a_manifest_gives_sizes_and_ranges() -> None:
     assert command._known_shapes(manifest) == {"ids": "128"}
     assert command._known_ranges(manifest) == {"ids": "0..99"}
     assert command._known_shapes(None) == command._known_ranges(None) == {}
+    other = InputEntry(name="ids", dtype="INT64", dims=(-1,), opt_shape=(7,), value_range=(0, 5), **entry)
+    others: dict[str, Any] = {"inputs": (other, other.model_copy(update={"name": "more"}))}
+    mixed = Manifest.model_construct(**others)
+    assert command._known_shapes(mixed, None, manifest) == {"ids": "128", "more": "7"}
 
 
 @pytest.mark.parametrize(

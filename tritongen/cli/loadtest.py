@@ -13,8 +13,10 @@ from tritongen.cli.composed import compose_flags, composed
 from tritongen.cli.stopping import until_stopped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from tritongen.loadtest.settings import Settings
-    from tritongen.repository.manifest import Manifest
+    from tritongen.repository.manifest import InputEntry, Manifest
     from tritongen.runs.loadtest import LoadReport
     from tritongen.runs.peak import PeakReport
 
@@ -306,6 +308,7 @@ def _settings(
         raise InputError("a search tries steady rates", found="a rate that changes", fix="give one --rate")
     server = find_server(url, repository)
     manifest = _manifest(model, server.repository)
+    mixed = [_manifest(name, server.repository) for name in offered["mix"]]
     promised = (*slo, *([f"p99<={p99_ms:.15g}ms"] if p99_ms is not None else []))
     if not promised and manifest is not None:
         promised = manifest.slo
@@ -314,8 +317,8 @@ def _settings(
         url=url or server.address(protocol),
         protocol=protocol,
         slos=tuple(parse_slo(text) for text in promised),
-        shapes={**_known_shapes(manifest), **shapes},
-        ranges={**_known_ranges(manifest), **ranges},
+        shapes={**_known_shapes(*mixed, manifest), **shapes},
+        ranges={**_known_ranges(*mixed, manifest), **ranges},
         **(
             lengths
             or _durations(duration, min_duration, max_duration, objectives=bool(promised), find_max=find_max)
@@ -337,20 +340,22 @@ def _manifest(model: str, repository: Path | None) -> Manifest | None:
     return read_manifest(repository / model)
 
 
-def _known_shapes(manifest: Manifest | None) -> dict[str, str]:
-    """The usual sizes of inputs with dynamic axes."""
-    entries = manifest.inputs if manifest else ()
+def _known_shapes(*manifests: Manifest | None) -> dict[str, str]:
+    """The usual sizes of inputs with dynamic axes; the last model's word counts."""
     return {
         each.name: "x".join(map(str, each.opt_shape))
-        for each in entries
+        for each in _inputs(manifests)
         if -1 in each.dims and each.opt_shape
     }
 
 
-def _known_ranges(manifest: Manifest | None) -> dict[str, str]:
-    entries = manifest.inputs if manifest else ()
+def _known_ranges(*manifests: Manifest | None) -> dict[str, str]:
     return {
         each.name: f"{each.value_range[0]}..{each.value_range[1]}"
-        for each in entries
+        for each in _inputs(manifests)
         if each.value_range is not None
     }
+
+
+def _inputs(manifests: Iterable[Manifest | None]) -> Iterator[InputEntry]:
+    return (each for manifest in manifests if manifest for each in manifest.inputs)

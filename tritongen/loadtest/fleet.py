@@ -42,12 +42,18 @@ class Fleet:
         self._received: list[bytes] = [b"" for _ in shares]
         self._reports: dict[int, dict[str, Any]] = {}
         self._selector = selectors.DefaultSelector()
-        write_job(folder, job, requests)
+        try:
+            write_job(folder, job, requests)
+            for worker, share in enumerate(shares):
+                write_share(folder, worker, share)
+        except OSError as error:
+            raise RequirementError(
+                "there is no room for the requests", found=f"{folder.parent}: {error}", fix=self._more_room
+            ) from None
 
     def __enter__(self) -> Self:
         try:
-            for worker, share in enumerate(self._shares):
-                write_share(self._folder, worker, share)
+            for worker in range(len(self._shares)):
                 self._launch(worker)
             self._await_ready()
         except BaseException:
@@ -156,10 +162,14 @@ class Fleet:
         return RequirementError(
             "a load worker ended before its work was done",
             found=how + (f"; it said: {' | '.join(last)}" if last else ""),
-            fix=f"make room in {self._folder.parent}, or name another folder in TMPDIR"
+            fix=self._more_room
             if code == -signal.SIGBUS  # its samples are a file that is mapped into memory
             else "lower --rate, --concurrency or --max-in-flight if memory ran out",
         )
+
+    @property
+    def _more_room(self) -> str:
+        return f"make room in {self._folder.parent}, or name another folder in TMPDIR"
 
     def _log(self, worker: int) -> Path:
         return self._folder / f"worker-{worker}.log"

@@ -76,8 +76,7 @@ def make_report(
     figures = _figures(measurement)
     last_look = [look_result(evidence, verdict, measurement.alpha)] if settings.slos else []
     service_ms, lag_ms = summary.latency(measured.service_ms), summary.latency(measured.lag_ms)
-    # The server's figures are of one model.
-    own = Samples(measured.rows[measured.rows["request"] < subject.own_requests])
+    own = _counted(measurement.samples, evidence, subject.own_requests)
     parts = explain.waterfall(summary.latency(own.lag_ms).mean, summary.latency(own.service_ms).mean, figures)
     limit = None
     if figures is not None and parts is not None:
@@ -149,6 +148,16 @@ def make_evidence(settings: Settings, measurement: Measurement, server_gone: str
         server_gone=server_gone,
         fixed_duration=settings.min_duration_s is None,
     )
+
+
+def _counted(samples: Samples, evidence: Evidence, own_requests: int) -> Samples:
+    """The requests that the server's figures are of: this model's that were answered in the window.
+
+    Those of a growing backlog are answered after it: they would look as if the network had been slow.
+    """
+    rows = samples.rows
+    there = (rows["done_ns"] >= evidence.start_ns) & (rows["done_ns"] < evidence.end_ns)
+    return Samples(rows[there & samples.ok & (rows["request"] < own_requests)])
 
 
 def _figures(measurement: Measurement) -> ServerFigures | None:
