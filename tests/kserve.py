@@ -68,7 +68,7 @@ class NullServer:
         up = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(up,), daemon=True)
         self._thread.start()
-        assert up.wait(20)
+        assert up.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:

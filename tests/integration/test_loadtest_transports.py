@@ -149,12 +149,11 @@ def test_a_full_queue_over_http(triton: EmbeddedServer) -> None:
 
 def test_requests_travel_compressed_in_shared_memory_and_with_headers(triton: EmbeddedServer) -> None:
     access = Access(headers=(("x-note", "any"),))
-    before = set(SHARED.iterdir())
     for url in (triton.http_url, triton.grpc_url):
         for special in ({"compression": "gzip"}, {"compression": "deflate"}, {"shared_memory": "system"}):
             report = load(url, rate=50, batch_size=2, access=access, duration_s=0.7, warmup_s=0.1, **special)
             assert report.answered == report.requests > 0, (url, special)
-    assert not [each for each in set(SHARED.iterdir()) - before if each.name.startswith("tritongen-")]
+    assert not list(SHARED.glob(f"tritongen-{os.getpid()}-*"))
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -174,9 +173,7 @@ def test_outputs_land_in_shared_memory(triton: EmbeddedServer, protocol: str) ->
                 order=(0,), timeout_ns=10**10, max_in_flight=1, duration_ns=10**9,
                 request_sizes=tuple(map(len, requests)),
             )  # fmt: skip
-            (region,) = [
-                each for each in SHARED.iterdir() if each.name.startswith(f"tritongen-{os.getpid()}-")
-            ]
+            (region,) = SHARED.glob(f"tritongen-{os.getpid()}-*")
             before = region.read_bytes()
             probe(group.model, address, requests[0], 10, job)
             after = region.read_bytes()

@@ -92,7 +92,7 @@ def _assert_equal(given: Arrays, expected: Arrays) -> None:
 
 def _since(control: ServerControl, before: ModelStatistics, requests: int) -> ModelStatistics:
     """What happened since `before`, once all requests are counted: Triton answers first."""
-    for _ in range(200):
+    for _ in range(1200):
         during = control.statistics(before.name) - before
         if during.success.count >= requests:
             break

@@ -92,7 +92,7 @@ def test_joined_requests_get_their_own_answers(name: str, example: Path, server:
 
     asked = [_inputs(name, example, items=1, seed=seed) for seed in range(8)]
     expected = [_reference(name, example, inputs) for inputs in asked]
-    for _ in range(10):  # whether any two are joined is a matter of when they come
+    for _ in range(30):  # whether any two are joined is a matter of when they come
         inferences, executions = _counts(server, name)
         with ThreadPoolExecutor(len(asked)) as pool:
             answers = list(pool.map(lambda inputs: _infer(server, name, inputs), asked))
@@ -166,7 +166,7 @@ def _counts(server: EmbeddedServer, name: str) -> tuple[int, int]:
 
 def _executions(server: EmbeddedServer, name: str, inferences: int) -> int:
     """Executions once that many inferences are counted; Triton counts a moment after it answers."""
-    for _ in range(100):
+    for _ in range(1200):
         counted, executions = _counts(server, name)
         if counted >= inferences:
             assert counted == inferences
