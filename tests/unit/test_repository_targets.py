@@ -212,6 +212,17 @@ class TestAdaptingForATarget:
         assert self.adapt(tmp_path, source) == adapted
         assert adapted.path.stat().st_mtime_ns == written
 
+    def test_other_weights_are_another_copy(self, tmp_path: Path) -> None:
+        proto = models.linear()
+        proto.ir_version = 13
+        source = models.save(proto, tmp_path / "m.onnx", external=True)
+        before = self.adapt(tmp_path, source).path
+        weights = next(tmp_path.glob("m.onnx.data*"))
+        weights.write_bytes(bytes(weights.stat().st_size))
+        after = self.adapt(tmp_path, source).path
+        assert before != after
+        assert not any((after.parent / weights.name).read_bytes())
+
     def test_what_can_be_read_is_left_alone(self, save_model: SaveModel, tmp_path: Path) -> None:
         path = save_model("linear")
         assert self.adapt(tmp_path, path) == Adapted(path)

@@ -58,9 +58,15 @@ _SAFE_IR_VERSION, _SAFE_OPSET = 10, 21
 
 
 def _key(path: Path, target: Target) -> str:
-    stat = path.stat()
-    made_from = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, target.name, str(target.onnxruntime)]
-    return digest_json(made_from)[:16]
+    files = [path, *(path.parent / name for name in _external_files(load_proto(path)))]
+    stamps = [[stat.st_size, stat.st_mtime_ns] for stat in (file.stat() for file in files if file.exists())]
+    return digest_json([str(path.resolve()), stamps, target.name, str(target.onnxruntime)])[:16]
+
+
+def _external_files(proto: Any) -> list[str]:
+    """The files in the model's folder that hold its weights."""
+    entries = (entry for tensor in external_tensors(proto) for entry in tensor.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location" and is_inside(entry.value)})
 
 
 def adapt_model(model: Path, target: Target, folder: Path) -> Adapted:
@@ -134,9 +140,7 @@ def _save(proto: Any, source: Path, folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / source.name
-    entries = (entry for tensor in external_tensors(proto) for entry in tensor.external_data)
-    external = {entry.value for entry in entries if entry.key == "location"}
-    for name in sorted(name for name in external if is_inside(name)):
+    for name in _external_files(proto):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.parent / name, folder / name)
     onnx.save_model(proto, path)
