@@ -139,16 +139,15 @@ def test_nothing_is_pulled(engine: Engine) -> None:
         identify("tritongen-test-nowhere:latest", engine)
 
 
-@pytest.mark.parametrize(
-    ("labels", "severity"), [(("com.docker.compose.service=triton",), "warning"), ((), "error")]
-)
+@pytest.mark.parametrize(("project", "severity"), [(".", "warning"), ("another", "error"), (None, "error")])
 def test_a_port_that_a_container_holds(
-    engine: Engine, folder: Path, labels: tuple[str, ...], severity: str
+    engine: Engine, folder: Path, project: str | None, severity: str
 ) -> None:
     if engine.image(BASE) is None:
         pytest.skip(f"{BASE} is not here")
     (port,) = free_ports(1)
-    options = [f"--label={label}" for label in labels]
+    label = "com.docker.compose.project.working_dir"
+    options = [] if project is None else [f"--label={label}={folder.parents[1] / project}"]
     started = engine.call("run", "-d", "--rm", f"-p127.0.0.1:{port}:8000", *options, BASE, "sleep", "60")
     identity = started.stdout.strip()
     try:

@@ -225,6 +225,7 @@ E1122 12:53:41.555183 15375 model_lifecycle.cc:642] "failed to load 'a' version 
 E1122 12:53:41.555183 15375 model_lifecycle.cc:642] "failed to load 'b' version 1: Internal: Stub process 'b_0_0' is not healthy."
 /tmp/stub: error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file
 E1122 12:53:54.359631 15817 model_repository_manager.cc:1460] "Poll failed for model directory 'c': failed to open text file for read /r/c/config.pbtxt: No such file or directory"
+E1122 12:53:54.359631 15817 model_repository_manager.cc:1460] "Poll failed for model directory 'd': failed to open text file for read /r/d/config.pbtxt: Permission denied"
 error: creating server: Internal - failed to load all models
 """  # noqa: E501
 
@@ -235,6 +236,7 @@ class TestDiagnosis:
         assert failures["a"] == 'config.pbtxt says "X"'
         assert "libpython3.11.so.1.0" in failures["b"]
         assert failures["c"] == "there is no config.pbtxt"
+        assert failures["d"] == "config.pbtxt cannot be read: Permission denied"
         error = cause_of_failure(LOG, 1, Path("repo"), None)
         assert "models 'a', 'b', 'c'" in error.message
         assert len(str(error.found).splitlines()) == len(failures)
@@ -299,6 +301,14 @@ class TestWrongAddresses:
             url = f"127.0.0.1:{silent.getsockname()[1]}"
             with pytest.raises(ServerError, match="did not answer in time"):
                 connect(url, timeout_s=0.2).server_metadata()
+
+    def test_somebody_who_hangs_up(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            hang_up = threading.Thread(target=lambda: listener.accept()[0].shutdown(socket.SHUT_RDWR))
+            hang_up.start()
+            with pytest.raises(ServerError, match="closed the connection"):
+                connect(f"127.0.0.1:{listener.getsockname()[1]}", timeout_s=5).server_metadata()
+            hang_up.join()
 
     def test_a_web_server(self, web_server: str) -> None:
         control = connect(web_server)

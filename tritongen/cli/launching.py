@@ -60,7 +60,7 @@ def _service(serving: Serving) -> tuple[Service, list[Finding]]:
         service = service_of(project.config(), " + ".join(project.files))
         texts = ((project.folder / name).read_text(encoding="utf-8") for name in project.files)
         variable = image_variable(texts)
-        return replace(service, image_variable=variable), []
+        return replace(service, image_variable=variable, folder=project.folder.resolve()), []
     except TritongenError as error:
         if serving.compose_files:
             raise

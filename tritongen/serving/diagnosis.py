@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ _LOAD_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<c
 _POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<cause>.*)")
 _NOT_FOUND = re.compile(r"failed to load '(?P<model>[^']+)', (?P<cause>.*)")
 _SYNTAX = re.compile(r"Error parsing text-format inference\.ModelConfig: (\d+):(\d+): (.*)")
+_UNREAD_CONFIG = re.compile(r"failed to open text file for read \S*config\.pbtxt: (.*)")
 _LIBRARY = re.compile(r"error while loading shared libraries: .*")
 _PORT_TAKEN = re.compile(r"address already in use|socket '[^']*' already in use", re.IGNORECASE)
 
@@ -88,8 +90,9 @@ def _readable(cause: str, log: str) -> str:
     cause = with_names(" ".join(_SOURCE_PLACE.sub("", cause).split()))
     if "failed to read text proto" in cause and (syntax := _SYNTAX.search(log)):
         return f"config.pbtxt line {syntax[1]}, column {syntax[2]}: {syntax[3]}"
-    if "failed to open text file" in cause and "config.pbtxt" in cause:
-        return "there is no config.pbtxt"
+    if config := _UNREAD_CONFIG.search(cause):
+        missing = config[1] == os.strerror(errno.ENOENT)
+        return "there is no config.pbtxt" if missing else f"config.pbtxt cannot be read: {config[1]}"
     if "Stub process" in cause and (library := _LIBRARY.search(log)):
         return f"{cause}: {library[0]}"
     return cause

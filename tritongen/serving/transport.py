@@ -155,10 +155,10 @@ class HttpTransport:
             connection.request(verb, self._prefix + path, data, {**headers, **dict(self._access.headers)})
             answer = connection.getresponse()
             return answer.status, answer.read(), answer.getheader("Inference-Header-Content-Length")
-        except http.client.HTTPException as error:
-            raise self._not_v2(f"{type(error).__name__}: {error!s:.60}") from None
         except OSError as error:
             raise unreachable(self._address, error) from None
+        except http.client.HTTPException as error:
+            raise self._not_v2(f"{type(error).__name__}: {error!s:.60}") from None
         finally:
             connection.close()
 
@@ -192,7 +192,7 @@ def unreachable(address: str, error: OSError) -> ServerError:
         return ServerError(
             f"{address} closed the connection",
             found=str(error),
-            fix="if this is the server's gRPC port, use grpc:// instead of http://",
+            fix="see its log: it may be starting or ending; if this is its gRPC port, use grpc://",
         )
     return ServerError(f"{address} cannot be reached", found=str(error))
 

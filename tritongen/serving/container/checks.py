@@ -95,7 +95,7 @@ def taken_ports(service: Service, engine: Engine | None) -> Iterator[Finding]:
     """A finding for each port that the service cannot have on this machine, with who holds it."""
     for published in service.ports:
         if (error := _port_problem(published)) is not None:
-            yield _taken(engine, published, error)
+            yield _taken(engine, service, published, error)
 
 
 def check_shared_memory(launch: Launch) -> Iterator[Finding]:
@@ -206,19 +206,15 @@ def _port_problem(published: Published) -> TritongenError | None:
     return None
 
 
-def _taken(engine: Engine | None, published: Published, error: TritongenError) -> Finding:
+def _taken(engine: Engine | None, service: Service, published: Published, error: TritongenError) -> Finding:
     containers = engine.containers(f"publish={published.port}") if engine is not None else ()
     port = f"port {published.port} ({published.protocol})"
     another = f"set {published.variable} in triton.env to another port"
     for container in containers:
-        if container.service is not None:
-            why = (
-                f"if Compose project {container.project} is this server, `up` replaces it; if not, `up` fails"
-            )
-            message = f"{port} is held by container {container.name}"
-            return Finding(
-                None, "port", message, why, f"docker stop {container.name}, or {another}", "warning"
-            )
+        if container.folder is not None and container.folder.resolve() == service.folder:
+            message = f"{port} is held by container {container.name} of this very project"
+            why = "`up` replaces it: what it serves is gone for a moment"
+            return Finding(None, "port", message, why, f"nothing, or {another}", "warning")
     by = f"container {containers[0].name}" if containers else holder(published.port)
     message = f"{port} is held by {by or 'a process of another user'}"
     if "taken" not in error.message:

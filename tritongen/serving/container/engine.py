@@ -99,6 +99,12 @@ class Container:
         return self.labels.get("com.docker.compose.project")
 
     @property
+    def folder(self) -> Path | None:
+        """Of that project, on the machine that started it."""
+        folder = self.labels.get("com.docker.compose.project.working_dir")
+        return Path(folder) if folder else None
+
+    @property
     def service(self) -> str | None:
         """The Compose service that it is an instance of."""
         return self.labels.get("com.docker.compose.service")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -45,6 +46,8 @@ class Service:
 
     source: str
     """Where this was read ("docker-compose.yml")."""
+    folder: Path | None = None
+    """Of the Compose project; None: there is none."""
     image: str | None = None
     ports: tuple[Published, ...] = tuple(Published(port, "127.0.0.1", port) for port in _PROTOCOLS)
     shm_bytes: int | None = DOCKER_SHM_BYTES

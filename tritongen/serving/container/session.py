@@ -118,7 +118,9 @@ def _await(project: Project, engine: Engine, timeout_s: float) -> Address:
             raise _not_serving(project, "is gone")
         exit_code = container.exit_code or exit_code  # Docker forgets it with the next start
         if container.restart_count > _MOST_RESTARTS or container.state in ("exited", "dead"):
-            cause = "memory ran out" if container.out_of_memory else f"exit code {exit_code}"
+            # Where it was never seen between two starts, its exit code is not known.
+            seen = f"exit code {exit_code}" if exit_code or not container.restart_count else "again and again"
+            cause = "memory ran out" if container.out_of_memory else seen
             raise _not_serving(project, f"ended by itself ({cause})")
         if container.state == "running" and PORTS[0] in container.ports:
             address = _address(container)
