@@ -303,12 +303,17 @@ class TestWrongAddresses:
                 connect(url, timeout_s=0.2).server_metadata()
 
     def test_somebody_who_hangs_up(self) -> None:
+        def hang_up(listener: socket.socket) -> None:
+            caller, _ = listener.accept()
+            with caller:
+                caller.recv(1 << 16)
+
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            hang_up = threading.Thread(target=lambda: listener.accept()[0].shutdown(socket.SHUT_RDWR))
-            hang_up.start()
+            thread = threading.Thread(target=hang_up, args=(listener,))
+            thread.start()
             with pytest.raises(ServerError, match="closed the connection"):
                 connect(f"127.0.0.1:{listener.getsockname()[1]}", timeout_s=5).server_metadata()
-            hang_up.join()
+            thread.join()
 
     def test_a_web_server(self, web_server: str) -> None:
         control = connect(web_server)
