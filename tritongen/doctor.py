@@ -88,7 +88,11 @@ def _python() -> Check:
     fits = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
     state: State = "ok" if fits else "warning"
     return Check(
-        "Python", state, f"{version} ({sys.executable})", "everything", None if fits else "use 3.10 – 3.12"
+        "Python",
+        state,
+        f"{version} ({sys.executable})",
+        "everything",
+        None if fits else "use 3.10 – 3.13; serve: 3.12 at most",
     )
 
 
@@ -162,12 +166,16 @@ def _shared_memory() -> Check:
 
 
 def _disk() -> Check:
-    places = {"here": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
-    free = {name: shutil.disk_usage(path).free for name, path in places.items()}
+    purpose = "trials and repositories"
+    try:
+        places = {"here": ".", "temporary": tempfile.gettempdir()}
+        free = {name: shutil.disk_usage(path).free for name, path in places.items()}
+    except OSError as error:
+        return Check("disk", "warning", str(error), purpose, "set TMPDIR to a folder that can be written to")
     found = ", ".join(f"{_size(size)} free {name}" for name, size in free.items())
     if min(free.values()) < MINIMUM_DISK_BYTES:
-        return Check("disk", "warning", found, "trials and repositories", "free some, or set TMPDIR")
-    return Check("disk", "ok", found, "trials and repositories")
+        return Check("disk", "warning", found, purpose, "free some, or set TMPDIR")
+    return Check("disk", "ok", found, purpose)
 
 
 def _processor() -> Check:

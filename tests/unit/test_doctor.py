@@ -35,6 +35,14 @@ def test_looks_at_everything_and_raises_nothing(monkeypatch: pytest.MonkeyPatch)
     assert all(check.fix for check in checks.values() if check.state == "missing")
 
 
+def test_a_working_directory_that_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "disk" in {check.name for check in examine()}
+
+
 @pytest.mark.parametrize(
     ("state", "works"), [("ok", True), ("warning", True), ("absent", True), ("missing", False)]
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -18,13 +18,13 @@ from tritongen.cli import proofs, run
 from tritongen.cli.loadtest import _check_outputs, _durations, _show
 from tritongen.errors import InputError, TritongenError
 from tritongen.loadtest.sample_export import check_samples_file, write_samples
-from tritongen.loadtest.samples import DTYPE, OK, TIMEOUT, Samples
+from tritongen.loadtest.samples import DTYPE, OK, TIMEOUT, SampleFile, Samples, read_rows
 from tritongen.report.exports import junit, prometheus
 from tritongen.report.loadtest import render
 from tritongen.repository.config_text import parse
 from tritongen.repository.manifest import read_manifest
 from tritongen.repository.writer import write_model
-from tritongen.runs.loadtest import LoadOutcome
+from tritongen.runs.loadtest import Failure, LoadOutcome
 
 SAMPLE = re.compile(r'^[a-z_]+\{(?:[a-z_]+="(?:[^"\\]|\\.)*",?)+\} (?:-?[0-9.e+-]+|\+Inf)$')
 
@@ -173,6 +173,16 @@ def test_a_verdict_on_our_own_server_becomes_a_proof(save_model: SaveModel, tmp_
     assert proofs.record(missed.model_copy(update={"partial": True}), repository, served) is None
 
 
+def test_what_a_server_said_moves_no_cursor() -> None:
+    failure = Failure(cause="HTTP 500", count=3, message="\x1b[2Jgone\r\n  \x07all")
+    (line,) = (
+        line
+        for line in render(report().model_copy(update={"failures": (failure,)})).splitlines()
+        if line.startswith("failed")
+    )
+    assert line == "failed    3 × HTTP 500: [2Jgone all"
+
+
 def test_the_report_explains_itself() -> None:
     found = report("p99<=20ms")
     assert found.waterfall is not None
@@ -209,3 +219,23 @@ def test_bad_flags_say_how_to_mend_them(
     assert text in told
     assert "to fix:" in told
     assert "Error" not in told
+
+
+def test_a_full_disk_is_noticed_before_a_row_is_written(tmp_path: Path) -> None:
+    """A hole in a mapped file on a full disk would kill the worker, and the parent that looks at it."""
+
+    class FullError(Exception):
+        pass
+
+    def full(error: OSError) -> NoReturn:
+        raise FullError(error.strerror)
+
+    with pytest.raises(FullError):
+        SampleFile(tmp_path / "too-many", full, 1 << 55)
+    file = SampleFile(tmp_path / "few", full, 2)
+    file.write(1, 10, 20, 30, OK, 4, 5)
+    with pytest.raises(FullError):
+        file.write(1 << 55, 0, 0, 0, OK, 0, 0)
+    file.write(70_000, 40, 50, 60, OK, 4, 5)
+    file.close()
+    assert read_rows(tmp_path / "few")["done_ns"].tolist() == [30, 60]

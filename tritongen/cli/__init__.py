@@ -127,16 +127,16 @@ def _check_text(argv: Sequence[str]) -> None:
 
 
 def _explained(error: click.ClickException | TritongenError | OSError) -> TritongenError:
-    """What click or the system says, in the form of every other error; OSErrors without a file pass."""
+    """What click or the system says, in the form of every other error; those of no file pass."""
     if isinstance(error, TritongenError):
         return error
     if isinstance(error, OSError):
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOENT:
             raise error
         kind = InputError if error.errno in _NO_PATH else TritongenError
         return kind(
             f"a file or folder cannot be used: {error.strerror}",
-            found=str(error.filename),
+            found=str(error.filename or "the working directory, which is gone"),
             fix="name another one, or see to its permissions and to room on its disk",
         )
     message = error.format_message().strip().rstrip(".")

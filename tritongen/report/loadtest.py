@@ -151,10 +151,15 @@ def _gpu(gpu: GpuFigures) -> str:
 
 def _failures(report: LoadReport) -> Iterator[str]:
     for failure in report.failures[:_SHOWN_FAILURES]:
-        said = f": {failure.message.strip()[:160]}" if failure.message.strip() else ""
-        yield f"failed    {failure.count} × {failure.cause}{said}"
+        said = _one_line(failure.message)[:160]
+        yield f"failed    {failure.count} × {failure.cause}{f': {said}' if said else ''}"
     if len(report.failures) > _SHOWN_FAILURES:
         yield f"failed    … and {len(report.failures) - _SHOWN_FAILURES} more causes"
+
+
+def _one_line(text: str) -> str:
+    """What a server said, without what would move the cursor or colour the terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _verdict(report: LoadReport) -> Iterator[str]:
