@@ -45,7 +45,6 @@ TINY = ModelConfig(
 FULL = replace(
     TINY,
     dynamic_batching=DynamicBatching((4, 8), 500, 3, 2, QueuePolicy(16, 1000)),
-    served_versions=2,
     warmups=(
         Warmup("batch_1", 1, (WarmupInput("x", "TYPE_FP32", (3, 4)),)),
         Warmup("batch_8", 8, (WarmupInput("x", "TYPE_FP32", (3, 4), "input_0"),)),
@@ -80,7 +79,7 @@ def assert_same(message: Any, config: ModelConfig) -> None:
         input=[_tensor(tensor) for tensor in config.inputs],
         output=[_tensor(tensor) for tensor in config.outputs],
         instance_group=[{"count": g.count, "kind": g.kind} for g in config.instance_groups],
-        version_policy={"latest": {"num_versions": config.served_versions}},
+        version_policy={"latest": {"num_versions": 1}},
         parameters={key: {"string_value": value} for key, value in config.parameters.items()},
         model_warmup=[_warmup(warmup) for warmup in config.warmups],
     )

@@ -73,8 +73,6 @@ class ModelConfig:
     outputs: tuple[TensorConfig, ...]
     instance_groups: tuple[InstanceGroup, ...]
     dynamic_batching: DynamicBatching | None = None
-    served_versions: int = 1
-    """`version_policy { latest { num_versions } }`: older versions stay on disk, not in memory."""
     warmups: tuple[Warmup, ...] = ()
     warmup_files: Mapping[str, bytes] = field(default_factory=dict)
     """Contents of the model's `warmup/` folder by file name."""

@@ -109,11 +109,6 @@ def with_external_data_at(path: Path, names: Mapping[str, str]) -> bytes:
     return data
 
 
-def opsets_of(proto: Any) -> dict[str, int]:
-    """Opset version by domain, with ONNX's own domain as ""."""
-    return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import}
-
-
 _TYPES = {
     "BFLOAT16": 4,
     "FLOAT8E4M3FN": 9,

@@ -268,11 +268,11 @@ def spec_for_models(paths: tuple[Path, ...]) -> Spec:
     return from_models(paths)
 
 
-def override(spec: Spec, model: str | None = None, **flags: Any) -> Spec:
-    """`spec` with flags over it: those that are not None, on every model or on the one named `model`.
+def override(spec: Spec, **flags: Any) -> Spec:
+    """`spec` with flags over it: those that are not None, on every model.
 
     SpecError if a value is not allowed, or if a flag can only mean one model and there are several.
     """
     from tritongen.spec.overrides import apply
 
-    return apply(spec, model, flags)
+    return apply(spec, flags)

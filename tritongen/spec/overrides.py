@@ -54,21 +54,20 @@ _SPELLING = {
 }
 
 
-def apply(spec: Spec, model: str | None, flags: dict[str, Any]) -> Spec:
+def apply(spec: Spec, flags: dict[str, Any]) -> Spec:
     """What `tritongen.spec.override` returns."""
     given = {name: value for name, value in flags.items() if value not in (None, (), {})}
     unknown = sorted(set(given) - set(_MODEL_FLAGS) - set(_JOB_FLAGS) - {"name"})
     if unknown:
         raise TypeError(f"not a flag: {', '.join(unknown)}")
-    targets = _targets(spec, model)
     data = spec.model_dump()
-    for name in targets:
+    for entry in data["models"].values():
         for flag, keys in _MODEL_FLAGS.items():
             if flag in given:
-                _put(data["models"][name], keys, given[flag], merge=flag in _MERGED)
+                _put(entry, keys, given[flag], merge=flag in _MERGED)
     data.update({flag: given[flag] for flag in _JOB_FLAGS if flag in given})
     if "name" in given:
-        data["models"] = _renamed(data["models"], targets, given["name"])
+        data["models"] = _renamed(data["models"], given["name"])
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
@@ -80,36 +79,21 @@ def apply(spec: Spec, model: str | None, flags: dict[str, Any]) -> Spec:
         raise explain_flags(error, places) from error
 
 
-def _targets(spec: Spec, model: str | None) -> list[str]:
-    if model is None:
-        return list(spec.models)
-    if model not in spec.models:
-        raise SpecError(
-            f"the spec has no model '{model}'",
-            found=model,
-            expected=", ".join(spec.models),
-            fix="use one of these",
-        )
-    return [model]
-
-
 def _put(entry: dict[str, Any], keys: tuple[str, ...], value: Any, *, merge: bool) -> None:
     for key in keys[:-1]:
         entry = entry[key]
     entry[keys[-1]] = {**entry[keys[-1]], **value} if merge else value
 
 
-def _renamed(models: dict[str, Any], targets: list[str], name: str) -> dict[str, Any]:
-    if len(targets) != 1:
+def _renamed(models: dict[str, Any], name: str) -> dict[str, Any]:
+    if len(models) != 1:
         raise SpecError(
             "--name can only name one model",
-            found=f"{len(targets)} models: {', '.join(targets)}",
+            found=f"{len(models)} models: {', '.join(models)}",
             expected="one model",
             fix="name them in a spec, or build them one by one",
         )
-    if name in models and name != targets[0]:
-        raise SpecError(f"the spec already has a model '{name}'", found=name, fix="choose another --name")
-    return {name if key == targets[0] else key: entry for key, entry in models.items()}
+    return dict(zip([name], models.values(), strict=True))
 
 
 def _spelling(flag: str) -> str:
