@@ -157,14 +157,13 @@ class Fleet:
 
     def _died(self, worker: int) -> RequirementError:
         code = self._processes[worker].wait(_FAREWELL_S)
-        last = self._log(worker).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        last = self._log(worker).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         return RequirementError(
             "a load worker ended before its work was done",
-            found=how + (f"; it said: {' | '.join(last)}" if last else ""),
-            fix=self._more_room
-            if code == -signal.SIGBUS  # its samples are a file that is mapped into memory
-            else "lower --rate, --concurrency or --max-in-flight if memory ran out",
+            found=how + (f"; it said: {last[-1]}" if last else ""),
+            fix="if memory ran out, lower --rate, --concurrency or --max-in-flight; "
+            f"if the disk did, {self._more_room}",
         )
 
     @property

@@ -128,13 +128,19 @@ def merge(parts: Sequence[NDArray[np.void]]) -> Samples:
     return Samples(rows[np.argsort(rows["scheduled_ns"], kind="stable")])
 
 
+class NoRoomError(Exception):
+    """The disk is full."""
+
+
 class SampleFile:
-    """Rows in a memory-mapped file: written by a worker, read by its parent even while it runs."""
+    """Rows in a memory-mapped file: written by a worker, read by its parent even while it runs.
+
+    NoRoomError from making one and from `write`.
+    """
 
     def __init__(self, path: Path, rows: int = _GROWTH_ROWS) -> None:
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        self._capacity = max(rows, 1)
-        os.ftruncate(self._handle, self._capacity * ROW.size)
+        self._reserve(max(rows, 1))
         self._map = mmap.mmap(self._handle, self._capacity * ROW.size)
 
     def write(  # noqa: PLR0917  (called for every request: keywords cost)
@@ -142,9 +148,17 @@ class SampleFile:
     ) -> None:
         """Fill one row; the file grows when it must."""
         if row >= self._capacity:
-            self._capacity = row + _GROWTH_ROWS
+            self._reserve(row + _GROWTH_ROWS)
             self._map.resize(self._capacity * ROW.size)
         ROW.pack_into(self._map, row * ROW.size, scheduled, sent, done, status, request, batch)
+
+    def _reserve(self, rows: int) -> None:
+        """Take the room at once: on a full disk, a hole in a mapped file kills whoever touches it."""
+        try:
+            os.posix_fallocate(self._handle, 0, rows * ROW.size)
+        except OSError as error:
+            raise NoRoomError(f"no room for the samples: {error.strerror}") from None
+        self._capacity = rows
 
     def close(self) -> None:
         self._map.close()

@@ -17,13 +17,14 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tritongen.loadtest import samples
 from tritongen.loadtest.alarm import Alarm
 from tritongen.loadtest.job import Job, read_job, read_share, samples_path
-from tritongen.loadtest.samples import SampleFile
+from tritongen.loadtest.samples import NoRoomError, SampleFile
 from tritongen.loadtest.schedule import Schedule
 from tritongen.loadtest.transport import Transport, open_transport
 
@@ -51,6 +52,7 @@ class Sender:
         self.idle = asyncio.Event()
         self.no_more = False
         self.stopped = False
+        self.failure: NoRoomError | None = None
         self._write = file.write
         self._batches = job.batches
         self._timeout_ns = job.timeout_ns
@@ -99,6 +101,13 @@ class Sender:
         """No more sends; the run is over when nothing is in flight."""
         self.no_more = True
         self.after(samples.OK)
+
+    def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception in a callback: the loop only logs it, but there is no going on without samples."""
+        loop.default_exception_handler(context)
+        if isinstance(error := context.get("exception"), NoRoomError):
+            self.failure = error
+            self.idle.set()
 
     def stop(self) -> None:
         """Send no more and end soon; answers get a moment, since servers suffer when callers vanish."""
@@ -219,8 +228,10 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 async def _work(folder: Path, worker: int, control: socket.socket) -> None:
     job, requests = read_job(folder)
     share = read_share(folder, worker)
-    file = SampleFile(samples_path(folder, worker), *([len(share)] if isinstance(share, Schedule) else []))
+    rows = [len(share)] if isinstance(share, Schedule) else []
+    file = SampleFile(samples_path(folder, worker), *rows)
     sender = OpenLoop(job, file, share) if isinstance(share, Schedule) else ClosedLoop(job, file, share)
+    asyncio.get_running_loop().set_exception_handler(sender.failed)
     sender.transport = open_transport(job, requests, sender.finish)
     del requests  # the transport may have them in another form
     connections = _CONNECTIONS if isinstance(share, Schedule) else share
@@ -232,6 +243,8 @@ async def _work(folder: Path, worker: int, control: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=control)
     writer.write(b'{"ready": true}\n')
     await _conversation(sender, reader)
+    if sender.failure is not None:
+        raise sender.failure
     report = {"done": True, "messages": sender.messages}
     writer.write(json.dumps(report).encode() + b"\n")
     with contextlib.suppress(ConnectionError):  # the parent is gone: nobody reads the samples either
