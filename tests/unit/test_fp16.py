@@ -72,6 +72,18 @@ def test_weights_beyond_fp16_are_refused_not_clamped(tmp_path: Path) -> None:
         to_half(tmp_path / "m.onnx", half_recipe(), tmp_path / "half.onnx")
 
 
+def test_lone_numbers_beyond_fp16_are_masks_and_clamped(tmp_path: Path) -> None:
+    proto = models.model(
+        [helper.make_node("Max", ["x", "least"], ["m"]), helper.make_node("MatMul", ["m", "w"], ["y"])],
+        [models.value("x", ["n", 4])],
+        [models.value("y", ["n", 4])],
+        [numpy_helper.from_array(np.float32(-3.4e38), "least"), models.weights("w", (4, 4))],
+    )
+    model, out = models.save(proto, tmp_path / "m.onnx"), tmp_path / "half.onnx"
+    to_half(model, half_recipe(), out)
+    assert difference(model, out, {"x": np.ones((2, 4), np.float32)}) < 5e-3
+
+
 def quantized(model: Path, out: Path, opset: int) -> Path:
     recipe = replace(int8_recipes()[0], min_opset=opset)
     names = tensors_to_calibrate(model, recipe)

@@ -21,7 +21,7 @@ from tritongen.errors import BuildError, ModelError
 from tritongen.precision import prepare as preparing
 from tritongen.precision.calibration import Range
 from tritongen.precision.int8 import QuantizationSummary, quantize, tensors_to_calibrate
-from tritongen.precision.prepare import prepare
+from tritongen.precision.prepare import prepare, save
 from tritongen.precision.recipe import Int8Recipe
 from tritongen.spec import Precision
 
@@ -354,3 +354,62 @@ def test_constant_and_zero_ranges_still_give_a_working_model(tmp_path: Path) -> 
         out = tmp_path / "out.onnx"
         quantize(model, {"x": extent, "y": extent}, RECIPE, out)
         assert np.isfinite(run(out, rows())).all()
+
+
+def test_saving_again_replaces_the_external_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnx itself writes behind what is in the file."""
+    monkeypatch.setattr("tritongen.precision.prepare._PROTOBUF_LIMIT_BYTES", 0)
+    out = tmp_path / "m.onnx"
+    sizes = []
+    for _ in range(2):
+        save(models.linear(inputs=64, outputs=64), out)
+        sizes.append(out.with_name("m.onnx.data").stat().st_size)
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+@pytest.mark.parametrize(
+    ("op_type", "shape", "axis", "attributes"),
+    [
+        ("Conv", (6, 4, 3, 3), 0, {}),
+        ("ConvTranspose", (4, 6, 3, 3), 1, {}),
+        ("Gemm", (4, 6), 1, {}),
+        ("Gemm", (6, 4), 0, {"transB": 1}),
+        ("MatMul", (4, 6), 1, {}),
+    ],
+)
+def test_weights_are_those_that_onnx_runtime_makes_channel_by_channel(
+    op_type: str,
+    shape: tuple[int, ...],
+    axis: int,
+    attributes: dict[str, int],
+    *,
+    reduce_range: bool,
+    tmp_path: Path,
+) -> None:
+    from onnxruntime.quantization.quant_utils import quantize_data
+
+    weight = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    np.moveaxis(weight, axis, 0)[2] = 0  # a channel that does nothing
+    width: models.Dims = ["n", 4, 8, 8] if len(shape) == 4 else ["n", 4]
+    proto = models.model(
+        [helper.make_node(op_type, ["x", "w"], ["y"], **attributes)],
+        [models.value("x", width)],
+        [models.value("y", [None] * len(width))],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    out = tmp_path / "q.onnx"
+    recipe = replace(RECIPE, operators=(op_type,), reduce_range=reduce_range)
+    quantize(models.save(proto, tmp_path / "m.onnx"), {"x": (-1, 1), "y": (-1, 1)}, recipe, out)
+    graph = onnx.load(out).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    pair = next(n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored)
+    integers, scales = stored[pair.input[0]], stored[pair.input[1]]
+    assert integers.shape == shape
+    assert "w" not in stored
+    for i, channel in enumerate(np.moveaxis(weight, axis, 0)):
+        _, scale, wanted = quantize_data(
+            channel.ravel(), TensorProto.INT8, symmetric=True, reduce_range=reduce_range
+        )
+        assert scales[i] == scale
+        np.testing.assert_array_equal(np.moveaxis(integers, axis, 0)[i].ravel(), wanted)

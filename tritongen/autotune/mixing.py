@@ -18,13 +18,14 @@ from tritongen.autotune.jobs import MixingJob, prepared_graph, resolved_inputs
 from tritongen.autotune.preparation import opened_data
 from tritongen.autotune.sensitivity import Accept, block_costs, mix
 from tritongen.autotune.tradeoff import error_percent
-from tritongen.autotune.trial import gate, recipe_of
+from tritongen.autotune.trial import gate, recipe_of, validation_data
 from tritongen.engines import load_engine
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.errors import BuildError
-from tritongen.precision.int8 import WEIGHTED, place, prepared
+from tritongen.precision.int8 import place, prepared
 from tritongen.precision.prepare import load
 from tritongen.precision.recipe import Int8Recipe
+from tritongen.precision.weights import WEIGHTED
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Sensitivity
 from tritongen.runs.store import read_record, write_record
@@ -48,12 +49,12 @@ def analyse(job_file: Path, events: EventSink) -> None:
     if not isinstance(recipe, Int8Recipe) or recipe.implicit or job.spec.data.calibration is None:
         raise BuildError(f"{job.candidate.id} has no Q/DQ nodes that could be left out")
     data = opened_data(job.spec, graph, job.spec.data.calibration)
-    ranges = calibrate(
-        graph.path, recipe, data, job.calibration_folder, model_digest=graph.digest, events=events
-    ).by(str(job.candidate.options[RANGES]))
     batches = list(islice(data.batches(1), 0, data.count, max(1, data.count // _SAMPLES)))[:_SAMPLES]
     with tempfile.TemporaryDirectory(dir=job_file.parent) as scratch, \
          prepared(graph.path, recipe, beside=Path(scratch) / "x") as ready:  # fmt: skip
+        ranges = calibrate(
+            ready, recipe, data, job.calibration_folder, model_digest=graph.digest, events=events
+        ).by(str(job.candidate.options[RANGES]))
         block = _block(ready, recipe, job.blocks)
         costs = block_costs(ready, ranges, recipe, batches, block=block, events=events)
         try:
@@ -90,11 +91,12 @@ def _gated(job: MixingJob, graph: Graph, events: EventSink) -> Accept:
     # Optimized, a CPU without VNNI saturates: true for ONNX Runtime, and for no other engine.
     level = "disabled" if job.simulated else "all"
     largest = max(1, job.max_batch_size)
+    validation = validation_data(job.spec, graph, job.preparation)
 
     def accept(path: Path) -> tuple[bool, float]:
         with OnnxRuntimeRunner(path, graph_optimization_level=level) as runner:
             verdict = gate(
-                runner, graph, job.spec, job.preparation, job.candidate.precision,
+                runner, graph, job.spec, validation, job.candidate.precision,
                 batch_size=largest, events=events,
             )  # fmt: skip
         events(Event("sensitivity", "progress", verdict.summary))

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.errors import BuildError
 from tritongen.precision.calibration import Range
-from tritongen.precision.int8 import WEIGHTED, place, quantize
+from tritongen.precision.int8 import place, quantize
 from tritongen.precision.prepare import load
 from tritongen.precision.recipe import Int8Recipe
+from tritongen.precision.weights import WEIGHTED
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.records import BlockCost, MixedPoint
 
@@ -91,7 +92,8 @@ def mix(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if tried(middle).passed else (middle + 1, high)
-    quantize(model, ranges, recipe, out, only=_nodes(costs[low:]))
+    if list(points)[-1] != low:
+        quantize(model, ranges, recipe, out, only=_nodes(costs[low:]))
     ordered = tuple(points[held] for held in sorted(points))
     return Mixture(tuple(_nodes(costs[low:])), tuple(_nodes(costs[:low])), ordered)
 

@@ -53,12 +53,13 @@ def run_trial(job_file: Path, events: EventSink) -> None:
     shapes = resolved_inputs(graph, job.preparation)
     engine = load_engine(job.candidate.engine).configured(job.spec, job.effort)
     engine = engine.with_shapes(shapes, job.max_batch_size)
+    validation = validation_data(job.spec, graph, job.preparation)
     artifact = _build(engine, graph, job, folder, events)
     with engine.open(folder, artifact, job.runtimes[0][0]) as candidate:
-        accuracy = gate(candidate, graph, job.spec, job.preparation, job.candidate.precision,
+        accuracy = gate(candidate, graph, job.spec, validation, job.candidate.precision,
                         batch_size=max(job.sizes), events=events)  # fmt: skip
     inputs = call_inputs(
-        validation_data(job.spec, graph, job.preparation),
+        validation,
         shapes,
         batched=graph.batched,
         largest=max(job.sizes),
@@ -124,39 +125,46 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
         events(Event("trial", "progress", f"rewriting to {job.candidate.precision}"))
         to_half(graph.path, recipe, out)
         return out
+    if job.spec.data.calibration is None:
+        raise BuildError(f"{job.candidate.precision} needs calibration data", fix="add --calibration-data")
+    from tritongen.precision.int8 import prepared
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with prepared(graph.path, recipe, beside=out) as ready:
+        _write_int8(ready, graph, recipe, job, out, events=events)
+    return out
+
+
+def _write_int8(
+    ready: Path, graph: Graph, recipe: Int8Recipe, job: TrialJob, out: Path, *, events: EventSink
+) -> None:
+    """The prepared model with Q/DQ nodes at `out`, or as it is with ranges or samples beside it."""
     from tritongen.autotune.calibrate import calibrate
     from tritongen.precision.int8 import quantize, write_ranges, write_samples
 
-    if job.spec.data.calibration is None:
-        raise BuildError(f"{job.candidate.precision} needs calibration data", fix="add --calibration-data")
-    data = opened_data(job.spec, graph, job.spec.data.calibration)
+    source = str(job.spec.data.calibration)
+    data = opened_data(job.spec, graph, source)
     if recipe.own_calibrator:
         name = f"calibrator-{digest_json([graph.digest, data.digest])[:16]}.txt"
         calls = islice(data.batches(1), 0, None, max(1, math.ceil(data.count / _CALIBRATOR_SAMPLES)))
-        write_samples(graph.path, calls, recipe, out, cache=job.calibration_folder / name)
-        return out
+        write_samples(ready, calls, recipe, out, cache=job.calibration_folder / name)
+        return
     calibration = calibrate(
-        graph.path,
-        recipe,
-        data,
-        job.calibration_folder,
-        model_digest=graph.digest,
-        events=events,
+        ready, recipe, data, job.calibration_folder, model_digest=graph.digest, events=events
     )
-    if is_function(job.spec.data.calibration):  # files were reviewed before the trials
+    if is_function(source):  # files were reviewed before the trials
         for warning in calibration.warnings:
             events(Event("calibrate", "warning", warning))
     events(Event("trial", "progress", "quantizing"))
     ranges = calibration.by(str(job.candidate.options[RANGES]))
     if recipe.implicit:
-        write_ranges(graph.path, ranges, recipe, out)
-    else:
-        quantize(graph.path, ranges, recipe, out, held=job.candidate.held)
-        if recipe.half:
-            from tritongen.precision.fp16 import to_half
+        write_ranges(ready, ranges, recipe, out)
+        return
+    quantize(ready, ranges, recipe, out, held=job.candidate.held)
+    if recipe.half:
+        from tritongen.precision.fp16 import to_half
 
-            to_half(out, Fp16Recipe(name="half"), out)
-    return out
+        to_half(out, Fp16Recipe(name="half"), out)
 
 
 def recipe_of(engine: Engine, candidate: Candidate) -> Recipe:
@@ -172,18 +180,17 @@ def gate(
     candidate: Runner,
     graph: Graph,
     spec: ModelSpec,
-    preparation: Preparation,
+    dataset: Dataset,
     precision: Precision,
     *,
     batch_size: int,
     events: EventSink,
 ) -> Accuracy:
-    """An entered candidate against the reference model: on real data where there are any, else on made-up."""
+    """An entered candidate against the reference model on `validation_data`."""
     from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 
     given = spec.accuracy.reference
     reference = inspect_model(given) if given is not None else None
-    dataset = validation_data(spec, graph, preparation)
     # A label may stand for an item although the model takes several at once (a static batch).
     per_item = dataset.labels is not None and len(dataset.labels) != dataset.count
     with OnnxRuntimeRunner(reference.path if reference else graph.path) as exact:

@@ -6,9 +6,11 @@ runs in FP16 instead of FP32.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ import onnx
 
 from tritongen.errors import BuildError, ModelError
 from tritongen.precision.bf16 import float_weights, half_to_brain
-from tritongen.precision.prepare import load, prepare, save
+from tritongen.precision.prepare import infer_shapes, load, opset_of, prepare, save
 from tritongen.precision.recipe import Fp16Recipe
 
 LARGEST = 65504.0
-"""The largest finite FP16 number; the converter clamps weights beyond it, so they are refused here."""
+"""The largest finite FP16 number; weights beyond it are refused here, as the converter would clamp them."""
 
 _QDQ_OPSET = 19
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -51,8 +53,13 @@ def to_half(model: Path, recipe: Fp16Recipe, out: Path) -> HalfSummary:
     if not recipe.brain:
         _refuse_large_weights(proto)
     try:
+        infer_shapes(proto)
         half = convert_float_to_float16(
-            proto, keep_io_types=recipe.keep_io, op_block_list=blocked, max_finite_val=LARGEST
+            proto,
+            keep_io_types=recipe.keep_io,
+            disable_shape_infer=True,  # it would copy the weights, which ends at 2 GiB
+            op_block_list=blocked,
+            max_finite_val=LARGEST,
         )
     except Exception as error:
         raise BuildError(
@@ -75,7 +82,7 @@ def _ready(model: Path, folder: Path) -> Path:
     proto = load(model, weights=False)
     if all(node.op_type != "QuantizeLinear" for node in proto.graph.node):
         return prepare(model, folder / "prepared.onnx", min_opset=13)
-    opset = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = opset_of(proto)
     if opset < _QDQ_OPSET:
         raise BuildError(
             f"{model.name} has Q/DQ nodes of opset {opset}, which take no FP16",
@@ -87,17 +94,16 @@ def _ready(model: Path, folder: Path) -> Path:
 
 def _sort(graph: Any) -> None:
     """Put nodes behind what they read; the converter appends its casts at the end."""
-    made = {name for node in graph.node for name in node.output}
-    waiting, done, ordered = list(graph.node), set[str](), []
-    while waiting:
-        ready = [node for node in waiting if all(n in done or n not in made for n in _reads(node))]
-        if not ready:
-            raise BuildError("the FP16 graph has a cycle")
-        ordered += ready
-        done.update(name for node in ready for name in node.output)
-        chosen = {id(node) for node in ready}
-        waiting = [node for node in waiting if id(node) not in chosen]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    needs = {
+        index: [makers[name] for name in _reads(node) if name in makers]
+        for index, node in enumerate(graph.node)
+    }
+    try:
+        order = list(TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        raise BuildError("the FP16 graph has a cycle") from error
+    copies = [onnx.NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
     del graph.node[:]
     graph.node.extend(copies)
 
@@ -113,7 +119,8 @@ def _reads(node: Any) -> list[str]:
 
 def _refuse_large_weights(proto: Any) -> None:
     for tensor in proto.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT:
+        # A lone number is a limit or a mask (the smallest float before a softmax): clamped, it stays one.
+        if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) == 1:
             continue
         largest = float(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0.0))
         if not largest <= LARGEST:

@@ -21,9 +21,7 @@ from tritongen.precision.calibration import Range
 from tritongen.precision.fp8 import int8_to_float8
 from tritongen.precision.prepare import is_prepared, load, opset_of, prepare, save
 from tritongen.precision.recipe import Int8Recipe
-
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators whose second input is a weight; they are what INT8 speeds up."""
+from tritongen.precision.weights import WEIGHTED, channel_scales, fold_weights
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
@@ -110,7 +108,7 @@ def prepared(model: Path, recipe: Int8Recipe, beside: Path | None = None) -> Ite
     with tempfile.TemporaryDirectory(
         prefix=".prepared-", dir=beside.parent if beside else None, ignore_cleanup_errors=True
     ) as folder:
-        yield prepare(model, Path(folder) / "prepared.onnx", min_opset=recipe.min_opset)
+        yield prepare(model, Path(folder) / model.name, min_opset=recipe.min_opset)
 
 
 def write_ranges(model: Path, ranges: Mapping[str, Range], recipe: Int8Recipe, out: Path) -> Path:
@@ -312,6 +310,9 @@ def _emit(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe:
     _refuse_unfinite_weights(proto, placement)
     add_infer_metadata(proto)  # shapes are inferred already; without the mark the model is copied for it
     types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
+    overrides = {}
+    if recipe.per_channel and recipe.weight == "int8" and recipe.symmetric_weights:
+        overrides = channel_scales(proto, set(placement.nodes), reduce_range=recipe.reduce_range)
     quantizer = PlacedQuantizer(
         proto,
         recipe.per_channel,
@@ -329,16 +330,21 @@ def _emit(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe:
             "ActivationSymmetric": recipe.symmetric_activations,
             "WeightSymmetric": recipe.symmetric_weights,
             "QuantizeBias": recipe.quantize_bias,
-            "AddQDQPairToWeight": recipe.weights_as_pairs,
+            "AddQDQPairToWeight": True,
             "DedicatedQDQPair": False,
+            "TensorQuantOverrides": overrides,
         },
     )
     try:
-        return quantizer.quantize_model()
+        quantized = quantizer.quantize_model()
     except Exception as error:
         raise BuildError(
             f"recipe '{recipe.name}' cannot be applied", found=" ".join(str(error).split())
         ) from error
+    if not recipe.weights_as_pairs:
+        fold_weights(quantized)
+        quantizer.model.clean_initializers()
+    return quantized
 
 
 def _refuse_unfinite_weights(proto: Any, placement: Placement) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx.shape_inference
@@ -46,7 +47,7 @@ def prepare(model: Path, out: Path, *, min_opset: int) -> Path:
         proto = load(folded)
         _name_nodes(proto)
         _drop_unused_domains(proto)
-        _infer_shapes(proto)
+        infer_shapes(proto)
         onnx.helper.set_model_props(proto, {**_properties(proto), MARK: str(min_opset)})
         save(proto, out)
     return out
@@ -69,18 +70,20 @@ def load(model: Path, *, weights: bool = True) -> Any:
 
 def save(proto: Any, out: Path) -> Path:
     """Write the model, its weights to an external file where they outgrow protobuf."""
+    data = out.with_name(f"{out.name}.data")
+    data.unlink(missing_ok=True)  # onnx would write behind what is there
     if sum(initializer_bytes(tensor) for tensor in proto.graph.initializer) < _PROTOBUF_LIMIT_BYTES:
         onnx.save_model(proto, out)
     else:
-        onnx.save_model(proto, out, save_as_external_data=True, location=f"{out.name}.data")
+        onnx.save_model(proto, out, save_as_external_data=True, location=data.name)
     return out
 
 
 def initializer_bytes(tensor: Any) -> int:
-    """Bytes that an initializer's data takes in memory."""
-    return len(tensor.raw_data) or 8 * sum(
-        len(field) for field in (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
-    )
+    """Bytes that an initializer's data takes in memory, the strings' own lengths apart."""
+    kind = tensor.data_type
+    width = 8 if kind == onnx.TensorProto.STRING else onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * width
 
 
 def opset_of(proto: Any) -> int:
@@ -153,7 +156,8 @@ def _fold(source: Path, target: Path) -> None:
         ) from error
 
 
-def _infer_shapes(proto: Any) -> None:
+def infer_shapes(proto: Any) -> None:
+    """Replace the types and shapes of inner tensors by what ONNX infers; the weights are not copied."""
     inferred = onnx.shape_inference.infer_shapes(_without_weights(proto), data_prop=True)
     _replace(proto.graph.value_info, inferred.graph.value_info)
 
