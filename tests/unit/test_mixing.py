@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,16 @@ def _quiet(event: Event) -> None:
     pass
 
 
+class _Ending(Budget):
+    """Ends while the analysis runs."""
+
+    def allowed_s(self, earlier_s: Sequence[float]) -> float:  # noqa: ARG002
+        return 0.05
+
+    def left_s(self) -> float:
+        return 0.0
+
+
 def test_the_fewest_blocks_are_held_until_the_gate_holds(setting: Setting) -> None:
     """With a real ONNX Runtime: INT8 throughout is rejected, the mixture passes."""
     from tritongen.autotune.candidates import search_space
@@ -63,6 +74,9 @@ def test_the_fewest_blocks_are_held_until_the_gate_holds(setting: Setting) -> No
     int8 = next(one for one in done if one.candidate.id.endswith("mse"))
     assert int8.outcome is Outcome.REJECTED, int8.reason
     slow = [one.model_copy(update={"curve": (point(4, 1000.0),)}) if one is not int8 else one for one in done]
+    cut = mixtures(trials.Search(setting, ENGINE, graph, preparation, _Ending()), slow, GOAL)
+    assert cut.left_out == (f"mixtures of {int8.candidate.id}",)  # the next run goes on with it
+    assert not cut.notes
     found = mixtures(search, slow, GOAL)
     (mixed,) = found.trials
     assert selectable(mixed), mixed.reason

@@ -202,6 +202,31 @@ def test_among_equals_the_plainest_is_kept() -> None:
     assert "fp32-extended is 2.6 % faster, which is not beyond noise" in chosen.reason
 
 
+def test_a_comparison_that_settles_nothing_is_told_with_its_interval() -> None:
+    close = trial("int8-mse", [point(8, 36.0)])
+    measured = Comparison(
+        candidate="int8-mse",
+        against="fp32",
+        batch_size=8,
+        against_batch_size=8,
+        rounds=24,
+        ratio=0.84,
+        low=0.69,
+        high=1.01,
+    )
+    chosen = choose([SLOW_FP32, close], comparisons=[measured])
+    assert chosen.winner == "fp32"
+    assert "16.0 % slower in alternation than fp32: not beyond noise (×0.69 to ×1.01)" in str(chosen.losers)
+
+
+def test_a_larger_batch_is_kept_where_noise_hides_the_difference() -> None:
+    def at(spread: float) -> int:
+        curve = [point(1, 1.0, spread=spread), point(8, 8.9, spread=spread)]  # 10 % behind
+        return choose([trial("fp32", curve)], max_batch_size=8).max_batch_size
+
+    assert (at(0.01), at(0.1)) == (1, 8)
+
+
 medians = st.floats(0.1, 100, allow_nan=False)
 
 

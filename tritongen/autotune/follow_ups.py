@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -149,6 +150,9 @@ def _sensitivity(search: Search, base: Trial) -> Sensitivity | str | None:
         raise
     except TritongenError as error:
         failure = error.message
+    if failure is not None and math.isfinite(allowed_s) and search.budget.left_s() <= 0:
+        setting.events(Event("sensitivity", "skipped", "ended before it was done", setting.name))
+        return None
     if failure is not None:
         setting.events(Event("sensitivity", "warning", failure, setting.name))
         return f"no mixed precision was found: the sensitivity analysis {failure}"

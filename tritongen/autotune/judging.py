@@ -18,8 +18,8 @@ CLOSE = 0.15
 """Candidates nearer than this are measured again in alternation: a noisy machine drifts by as much."""
 
 NEAR_BEST = 0.05
-"""Throughputs nearer than this to the best count as equal: the larger batch is then taken, since a server
-has a cost per call that the bare engine does not show."""
+"""Throughputs nearer than this to the best count as equal, and on a noisy machine those within the noise: the
+larger batch is then taken, since a server has a cost per call that the bare engine does not show."""
 
 _EXACTNESS = {precision: rank for rank, precision in enumerate(Precision)}
 
@@ -91,8 +91,13 @@ def _batch_for_throughput(fitting: Sequence[LatencyPoint], goal: Goal) -> int:
     """The batch size that throughput is judged at, of points that leave the SLO possible."""
     if goal.full_batches:
         return max(p.batch_size for p in fitting)
-    best = max(p.throughput for p in fitting)
-    return max(p.batch_size for p in fitting if p.throughput >= best * (1 - NEAR_BEST))
+    best = max(fitting, key=lambda p: p.throughput)
+    return max(p.batch_size for p in fitting if p.throughput >= best.throughput * (1 - _nearness(p, best)))
+
+
+def _nearness(point: LatencyPoint, best: LatencyPoint) -> float:
+    """How far a throughput may lie behind the best one and count as equal: by noise, within bounds."""
+    return min(max(NEAR_BEST, math.hypot(point.spread, best.spread)), CLOSE)
 
 
 def meets(point: LatencyPoint, slos: Sequence[Slo]) -> bool:
@@ -144,14 +149,14 @@ def rank(one: Judged) -> tuple[bool, float, str]:
 
 def measured_ratio(
     one: Judged, other: Judged, comparisons: Sequence[Comparison]
-) -> tuple[float, float] | None:
-    """(ratio, its lower bound) of the two in alternation, whichever way round it was measured."""
+) -> tuple[float, float, float] | None:
+    """(ratio, the ends of its interval) of the two in alternation, whichever way round it was measured."""
     for c in comparisons:
         sides = ((c.candidate, c.batch_size), (c.against, c.against_batch_size))
         if sides == (_side(one), _side(other)):
-            return c.ratio, c.low
+            return c.ratio, c.low, c.high
         if sides == (_side(other), _side(one)):
-            return 1 / c.ratio, 1 / c.high
+            return 1 / c.ratio, 1 / c.high, 1 / c.low
     return None
 
 

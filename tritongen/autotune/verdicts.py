@@ -66,8 +66,15 @@ def why_lost(one: Judged, winner: Judged, goal: Goal, comparisons: Sequence[Comp
         return f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}"
     return (
         f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}: not beyond noise "
-        f"(±{100 * max(MIN_GAIN, noise(one, winner)):.0f} %), so the {_virtue(winner, one)} candidate is kept"
+        f"({_interval(one, winner, comparisons)}), so the {_virtue(winner, one)} candidate is kept"
     )
+
+
+def _interval(one: Judged, other: Judged, comparisons: Sequence[Comparison]) -> str:
+    measured = measured_ratio(one, other, comparisons)
+    if measured is None:
+        return f"±{100 * max(MIN_GAIN, noise(one, other)):.0f} %"
+    return f"×{measured[1]:.2f} to ×{measured[2]:.2f}"
 
 
 def _virtue(kept: Judged, other: Judged) -> str:
