@@ -63,6 +63,26 @@ def test_kubernetes_takes_it(manifest: Manifest, settings: Settings, version: st
             validator.validate(part, version, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "mode", "surge"),
+    [
+        ({}, "ReadWriteMany", 1),
+        ({"max_replicas": 1}, "ReadWriteOnce", 0),
+        ({"monitoring": False}, "ReadWriteOnce", 0),  # no autoscaler: one pod it is
+        ({"monitoring": False, "replicas": 2}, "ReadWriteMany", 1),
+        ({"max_replicas": 1, "oci_volume": "registry.example/models:7"}, None, 1),
+    ],
+)
+def test_a_rollout_can_have_its_volume(
+    manifest: Manifest, changes: dict[str, Any], mode: str | None, surge: int
+) -> None:
+    rendered = parts(render([manifest], changed(OFFICIAL, **changes)))
+    claim = rendered.get("PersistentVolumeClaim")
+    assert (claim["spec"]["accessModes"] if claim else [None]) == [mode]
+    update = rendered["Deployment"]["spec"]["strategy"]["rollingUpdate"]
+    assert update == {"maxSurge": surge, "maxUnavailable": 1 - surge}
+
+
 def test_the_schemas_would_notice(manifest: Manifest) -> None:
     validator = pytest.importorskip("kubernetes_validate")
     deployment = parts(render([manifest], OFFICIAL))["Deployment"]

@@ -102,6 +102,7 @@ def _facts(manifests: Sequence[Manifest], settings: Settings) -> dict[str, Any]:
     selector = {"app.kubernetes.io/name": "triton", "app.kubernetes.io/instance": settings.name}
     labels = {**selector, "app.kubernetes.io/managed-by": "tritongen"}
     queue_us, reason = _queue(manifests, settings)
+    most = settings.max_replicas if settings.monitoring else settings.replicas
     shm = max(_MINIMUM_SHM_BYTES, math.ceil(needed_shm_bytes(manifests) * 1.25))
     return {
         "name": settings.name,
@@ -123,12 +124,13 @@ def _facts(manifests: Sequence[Manifest], settings: Settings) -> dict[str, Any]:
         "claim": f"{settings.name}-models",
         "claim_folder": CLAIM_FOLDER,
         "claim_size": settings.claim_size or _mebibytes(3 * _repository_bytes(manifests)),
-        "access_mode": "ReadWriteMany" if settings.max_replicas > 1 else "ReadWriteOnce",
+        "access_mode": "ReadWriteMany" if most > 1 else "ReadWriteOnce",
+        "surges": most > 1 or settings.oci_volume is not None,
         "storage_class": settings.storage_class,
         "oci_volume": settings.oci_volume,
         "replicas": settings.replicas,
         "max_replicas": settings.max_replicas,
-        "autoscaled": settings.monitoring and settings.max_replicas > settings.replicas,
+        "autoscaled": most > settings.replicas,
         "queue_metric": QUEUE_METRIC,
         "queue_us": queue_us,
         "queue_reason": reason,
