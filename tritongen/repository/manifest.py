@@ -209,7 +209,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RepositoryError(
             f"{folder} was not written by tritongen",
             found=f"no {FILENAME}",
-            fix="build the model with `tritongen build`",
+            fix="build the model with `tritongen build --force`, which replaces the folder",
         ) from error
     except OSError as error:
         raise RepositoryError(f"{path} cannot be read", found=str(error)) from error
@@ -219,7 +219,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is not a manifest that this version of tritongen can read",
             found=f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}",
             expected="schema tritongen/manifest/1",
-            fix="build the model again with `tritongen build`",
+            fix="build the model again with `tritongen build --force`",
         ) from error
 
 
