@@ -183,7 +183,7 @@ class TestGpu:
         old = Gpu("Tesla V100", "580.95.05", "7.0")
         (finding,) = self.gpu(folder, plan(manifest, "11.2.1", compute_capability="7.0"), old)
         assert finding.severity == "error"
-        assert finding.fix == "use an image before 25.06"
+        assert finding.fix == "use an image before 25.03"
 
     def test_an_old_driver(self, folder: Path, manifest: Manifest) -> None:
         old = replace(H100, driver="550.54.14")
@@ -195,15 +195,17 @@ class TestGpu:
         assert "needs 580 or newer" in finding.message
 
     def test_an_old_driver_by_an_unverified_row_is_a_warning(self, folder: Path, manifest: Manifest) -> None:
-        service = Service("docker-compose.yml", ports=(), gpu=True)
-        (finding,) = self.gpu(folder, manifest, replace(H100, driver="550.54.14"), service=service)
+        service, image = Service("docker-compose.yml", ports=(), gpu=True), official("26.07")
+        (finding,) = self.gpu(
+            folder, manifest, replace(H100, driver="550.54.14"), service=service, image=image
+        )
         assert (finding.check, finding.severity) == ("driver", "warning")
         assert "unverified" in finding.message
         assert "nvcr.io/nvidia/tritonserver:25." in finding.fix, "an image for this driver is named"
 
     def test_an_image_whose_cuda_nobody_knows(self, folder: Path, manifest: Manifest) -> None:
-        built = plan(manifest, "11.3", compute_capability="9.0")
-        (finding,) = self.gpu(folder, built, H100, image=official("26.09"))
+        built = plan(manifest, "11.4", compute_capability="9.0")
+        (finding,) = self.gpu(folder, built, H100, image=official("26.10"))
         assert (finding.check, finding.severity) == ("driver", "unknown")
         assert "printenv CUDA_VERSION" in finding.fix
 
