@@ -41,6 +41,20 @@ def test_everything_that_was_tried_is_shown_with_its_numbers() -> None:
     assert max(len(line) for line in text.splitlines() if "(8x1)" in line) <= 80
 
 
+def test_long_names_are_folded_and_numbers_are_not() -> None:
+    name = "int8-percentile-" + "x" * 60
+    long = FAST_INT8.model_copy(
+        update={"candidate": FAST_INT8.candidate.model_copy(update={"id": f"onnxruntime-{name}"})}
+    )
+    trials = (SLOW_FP32, long)
+    text = summary(ModelBuild(name="net", status="built", seconds=1, selection=choose(trials), trials=trials))
+    assert "5 / 7.5" in text
+    assert "400 (8x1)" in text
+    table = text.partition("in brackets")[0]
+    assert "…" not in table
+    assert table.count("x") == 60
+
+
 def built(status: Literal["built", "unchanged"] = "built") -> ModelBuild:
     trials = (SLOW_FP32, FAST_INT8)
     return ModelBuild(
@@ -134,8 +148,23 @@ def test_a_faster_candidate_that_was_too_inexact_is_shown_on_the_front() -> None
 
 
 def test_a_candidate_that_made_up_inputs_judged_shows_by_how_much_it_differs() -> None:
-    error = OutputError(output="y", measure="relative_l2", value=0.0, limit=0.01, passed=True)
-    accuracy = Accuracy(basis="synthetic", passed=True, summary="differs", outputs=(error,), samples=16)
+    accuracy = Accuracy(
+        basis="synthetic", passed=True, summary="differs", metric="relative_l2", value=0.0, samples=16
+    )
     judged = SLOW_FP32.model_copy(update={"accuracy": accuracy})
     model = ModelBuild(name="net", status="built", seconds=1, selection=choose([judged]), trials=(judged,))
     assert "relative_l2 0 (made-up inputs)" in summary(model, width=200)
+
+
+def test_the_output_that_the_gate_found_worst_is_shown() -> None:
+    """Agreements are shares and distances are not: they cannot be held against each other as they are."""
+    outputs = (
+        OutputError(output="logits", measure="top1_agreement", value=1.0, limit=0.98, passed=True),
+        OutputError(output="pooled", measure="relative_l2", value=0.031, limit=0.05, passed=True),
+    )
+    accuracy = Accuracy(
+        basis="reference", passed=True, summary="", metric="relative_l2", value=0.031, outputs=outputs
+    )
+    judged = SLOW_FP32.model_copy(update={"accuracy": accuracy})
+    model = ModelBuild(name="net", status="built", seconds=1, selection=choose([judged]), trials=(judged,))
+    assert "relative_l2 0.031" in summary(model, width=200)
