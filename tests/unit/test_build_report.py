@@ -42,7 +42,7 @@ def test_everything_that_was_tried_is_shown_with_its_numbers() -> None:
 
 
 def test_long_names_are_folded_and_numbers_are_not() -> None:
-    name = "int8-percentile-" + "x" * 60
+    name = "int8-percentile-" + "Q" * 60
     long = FAST_INT8.model_copy(
         update={"candidate": FAST_INT8.candidate.model_copy(update={"id": f"onnxruntime-{name}"})}
     )
@@ -52,7 +52,7 @@ def test_long_names_are_folded_and_numbers_are_not() -> None:
     assert "400 (8x1)" in text
     table = text.partition("in brackets")[0]
     assert "…" not in table
-    assert table.count("x") == 60
+    assert table.count("Q") == 60
 
 
 def built(status: Literal["built", "unchanged"] = "built") -> ModelBuild:
