@@ -249,7 +249,12 @@ def test_the_command_says_that_there_is_nothing_to_serve(
     assert run(["compose", "init", "x", "--cpu"]) == 0
     assert "tritongen build MODEL.onnx --repository x/model_repository" in capsys.readouterr().out
     assert run(["compose", "init", "--cpu"]) == 0
-    assert "to serve yet" not in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "to serve yet" not in shown.out
+    assert not shown.err
+    as_plan(repository, "10.13.3.9", compatible=False)
+    assert run(["compose", "init", "--cpu"]) == 0
+    assert "no models for a GPU: tiny" in capsys.readouterr().err
 
 
 def test_the_command(

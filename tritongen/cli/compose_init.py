@@ -38,7 +38,8 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
     """Write the files; nothing is written if one of them is somebody else's."""
     from tritongen.errors import InputError
     from tritongen.repository.verify import model_names
-    from tritongen.serving.container.compose import init, repository_of, up_command
+    from tritongen.serving.container.compose import init, manifests_of, repository_of, up_command
+    from tritongen.serving.container.launch import needs_gpu
 
     if repository is not None and not repository.is_dir():
         raise InputError(
@@ -53,6 +54,8 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
     where = "" if folder == Path() else f"cd {folder} && "
     if cpu:
         click.echo("The image is made from the wheels in docker/wheelhouse: see the README.md there.")
+        if on_gpus := [manifest.name for manifest in manifests_of(repository) if needs_gpu(manifest)]:
+            click.echo(f"warning: it serves no models for a GPU: {', '.join(on_gpus)}", err=True)
     if not repository.is_dir() or not model_names(repository):
         at = "" if repository == DEFAULT_REPOSITORY else f" --repository {repository}"
         click.echo(f"Nothing is in {repository} to serve yet; first: tritongen build MODEL.onnx{at}")
