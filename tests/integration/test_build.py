@@ -77,11 +77,11 @@ def data(work: Path) -> Path:
     return work
 
 
-def test_the_second_run_recognises_that_nothing_changed(work: Path) -> None:
+def test_only_what_changed_is_built_and_measured_again(work: Path) -> None:
     first = build(work, "linear.onnx", *QUICK).models[0]
     assert first.status == "built"
     assert first.selection is not None
-    assert first.selection.winner == "onnxruntime-fp32"
+    assert first.selection.winner.startswith("onnxruntime-fp32")
     assert is_complete(work / "model_repository", "linear")
     before = snapshot(work / "model_repository")
     os.utime(work / "linear.onnx")  # touched, not changed
@@ -89,9 +89,6 @@ def test_the_second_run_recognises_that_nothing_changed(work: Path) -> None:
     assert (second.status, second.trials) == ("unchanged", first.trials)
     assert snapshot(work / "model_repository") == before
 
-
-def test_what_changed_is_built_again_and_finished_trials_are_not_repeated(work: Path) -> None:
-    run(work, "linear.onnx", *QUICK)
     shutil.rmtree(work / "model_repository")
     assert "measured before" in run(work, "linear.onnx", *QUICK).stdout
     assert is_complete(work / "model_repository", "linear")
@@ -165,7 +162,7 @@ def test_kill_9_at_any_moment_leaves_the_old_state_or_the_new_one(work: Path) ->
     run(work, "linear.onnx", *QUICK)
     duration = time.monotonic() - began
     repository = work / "model_repository"
-    moments = [*(random.Random(11).uniform(0.1, 1.0) for _ in range(3)), 0.9, 0.95, 1.0]
+    moments = [*(random.Random(11).uniform(0.1, 0.9) for _ in range(2)), 0.93, 1.0]
     for seed, moment in enumerate(moments, start=1):
         before = snapshot(repository)
         models.save(models.linear(seed=seed), work / "linear.onnx")

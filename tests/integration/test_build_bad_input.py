@@ -97,7 +97,7 @@ def test_a_crash_in_some_trials_loses_only_those(work: Path) -> None:
     data = ("--calibration-data", "crashing:later", "--validation-data", "good.npy")
     model = build(work, "linear.onnx", *QUICK, *data).models[0]
     assert model.selection is not None
-    assert model.selection.winner == "onnxruntime-fp32"
+    assert model.selection.winner.startswith("onnxruntime-fp32")
     failed = [trial for trial in model.trials if trial.outcome is Outcome.FAILED]
     assert failed
     assert all("segmentation fault" in trial.reason for trial in failed)
