@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.unit.test_calibrate import Samples, images
-from tritongen.autotune.data_review import review
+from tritongen.autotune.data_review import review, same_data
 
 
 def labelled(labels: Any, count: int = 64) -> Samples:
@@ -67,3 +67,10 @@ def test_what_is_not_finite_does_not_hide_the_rest() -> None:
     x = images(64)
     x[0, 0, 0, 0] = np.nan
     assert review(Samples(x=images(64)), Samples(x=x)) == ()
+
+
+def test_validation_data_that_are_the_calibration_data_are_named() -> None:
+    ours, held_back = Samples(x=images(64)), Samples(x=images(64, seed=1))
+    held_back.digest = "other"
+    assert "hold some back" in same_data(ours, ours)[0]
+    assert same_data(ours, held_back) == same_data(ours, None) == ()

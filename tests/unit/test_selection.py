@@ -18,6 +18,7 @@ from tritongen.runs.records import (
     LatencyPoint,
     Machine,
     Outcome,
+    OutputError,
     Selection,
     Trial,
 )
@@ -192,6 +193,16 @@ def test_among_equals_of_one_precision_the_smaller_loss_is_kept() -> None:
     better = trial("int8-mse", [point(8, 20.0)], loss=0.1)
     worse = trial("int8-minmax", [point(8, 19.9)], loss=0.6)
     assert choose([worse, SLOW_FP32, better]).winner == "int8-mse"
+
+
+def test_among_equals_without_labels_the_smaller_error_is_kept() -> None:
+    def int8(name: str, median_ms: float, error: float) -> Trial:
+        output = OutputError(output="y", measure="relative_l2", value=error, limit=0.05, passed=True)
+        accuracy = Accuracy(basis="reference", passed=True, summary="", outputs=(output,))
+        return trial(name, [point(8, median_ms)]).model_copy(update={"accuracy": accuracy})
+
+    chosen = choose([int8("int8-mse", 19.9, 0.04), SLOW_FP32, int8("int8-entropy", 20.0, 0.03)])
+    assert chosen.winner == "int8-entropy"
 
 
 def test_among_equals_the_plainest_is_kept() -> None:

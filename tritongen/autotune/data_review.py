@@ -73,6 +73,17 @@ def review(calibration: Dataset, validation: Dataset | None = None) -> tuple[str
     return tuple(found)
 
 
+def same_data(calibration: Dataset, validation: Dataset | None) -> tuple[str, ...]:
+    """The warning that both are the same, if they are."""
+    if validation is None or validation.digest != calibration.digest:
+        return ()
+    warning = (
+        "the validation data are the calibration data: the gate judges INT8 on what its ranges are from, "
+        "and new data may fare worse; hold some back"
+    )
+    return (warning,)
+
+
 def _look(dataset: Dataset) -> tuple[dict[str, _Extremes], Counter[bytes]]:
     seen: dict[str, _Extremes] = {}
     digests: Counter[bytes] = Counter()

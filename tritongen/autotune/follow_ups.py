@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from tritongen.autotune.candidates import RANGES, of_precision
 from tritongen.autotune.jobs import MixingJob
-from tritongen.autotune.judging import MIN_GAIN, Goal, Judged, judge, rank
+from tritongen.autotune.judging import MIN_GAIN, UNUSABLE, Goal, Judged, error_percent, judge, rank
 from tritongen.autotune.mixing import FILENAME, held_nodes
 from tritongen.autotune.selection import selectable
 from tritongen.autotune.stages import in_child, largest_batch
-from tritongen.autotune.tradeoff import UNUSABLE, error_percent
 from tritongen.autotune.trial import recipe_of
 from tritongen.autotune.trials import Search, run_trials
 from tritongen.errors import DataError, RequirementError, SpecError, TritongenError

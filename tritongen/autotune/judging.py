@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tritongen.runs.records import Comparison, LatencyPoint, Trial
+from tritongen.autotune.closeness import AGREEMENT, EQUAL
+from tritongen.runs.records import Accuracy, Comparison, LatencyPoint, OutputError, Trial
 from tritongen.slo import Slo, parse_slo
 from tritongen.spec import Precision
 
@@ -20,6 +21,9 @@ CLOSE = 0.15
 NEAR_BEST = 0.05
 """Throughputs nearer than this to the best count as equal, and on a noisy machine those within the noise: the
 larger batch is then taken, since a server has a cost per call that the bare engine does not show."""
+
+UNUSABLE = 1e9
+"""The error of outputs that cannot be compared at all (NaN, another shape); JSON has no infinity."""
 
 _EXACTNESS = {precision: rank for rank, precision in enumerate(Precision)}
 
@@ -138,9 +142,20 @@ def noise(one: Judged, other: Judged) -> float:
 
 
 def exactness(trial: Trial) -> tuple[float, ...]:
-    """Sort key, most exact first: the precision, then the loss that the accuracy gate measured."""
-    loss = trial.accuracy.loss if trial.accuracy and trial.accuracy.loss is not None else 0.0
-    return _EXACTNESS[trial.candidate.precision], max(0.0, loss)
+    """Sort key, most exact first: the precision, then the error that the accuracy gate measured."""
+    return _EXACTNESS[trial.candidate.precision], error_percent(trial.accuracy) if trial.accuracy else 0.0
+
+
+def error_percent(accuracy: Accuracy) -> float:
+    """What was lost, in percent: points of the metric, or the loss of the output that lost most."""
+    if accuracy.basis == "labels":
+        return max(0.0, accuracy.loss) if accuracy.loss is not None else UNUSABLE
+    return max((_loss_percent(one) for one in accuracy.outputs), default=UNUSABLE)
+
+
+def _loss_percent(one: OutputError) -> float:
+    loss = 100 * (1 - one.value) if one.measure in (AGREEMENT, EQUAL) else 100 * one.value
+    return min(loss, UNUSABLE)
 
 
 def rank(one: Judged) -> tuple[bool, float, str]:

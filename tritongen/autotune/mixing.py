@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from tritongen.autotune.calibrate import calibrate
 from tritongen.autotune.candidates import RANGES
 from tritongen.autotune.jobs import MixingJob, prepared_graph, resolved_inputs
+from tritongen.autotune.judging import error_percent
 from tritongen.autotune.preparation import opened_data
 from tritongen.autotune.sensitivity import Accept, block_costs, mix
-from tritongen.autotune.tradeoff import error_percent
 from tritongen.autotune.trial import gate, recipe_of, validation_data
 from tritongen.engines import load_engine
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongen.autotune.data_review import review
+from tritongen.autotune.data_review import review, same_data
 from tritongen.autotune.inputs import call_inputs
 from tritongen.autotune.jobs import PreparationJob, prepared_input
 from tritongen.autotune.metrics import make_metric
@@ -106,12 +106,15 @@ def _look(spec: ModelSpec, graph: Graph, events: EventSink) -> tuple[_Data, tupl
 
 
 def _reviewed(data: _Data, events: EventSink) -> tuple[str, ...]:
-    calibration = data.opened.get("calibration")
-    # A function is called again for every look, and may fail in each: not for the sake of warnings.
-    if calibration is None or any(map(is_function, data.sources.values())):
+    calibration, validation = data.opened.get("calibration"), data.opened.get("validation")
+    if calibration is None:
         return ()
+    found = same_data(calibration, validation)
+    # A function is called again for every look, and may fail in each: not for the sake of warnings.
+    if any(map(is_function, data.sources.values())):
+        return found
     events(Event("inspect", "progress", "reviewing the calibration data"))
-    return review(calibration, data.opened.get("validation"))
+    return found + review(calibration, validation)
 
 
 def opened_data(spec: ModelSpec, graph: Graph, source: str) -> StreamedDataset:

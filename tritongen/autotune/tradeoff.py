@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tritongen.autotune.closeness import AGREEMENT, EQUAL
-from tritongen.autotune.judging import Goal, Judged, judge
-from tritongen.runs.records import Accuracy, Outcome, OutputError, Tradeoff, Trial
-
-UNUSABLE = 1e9
-"""The error of outputs that cannot be compared at all (NaN, another shape); JSON has no infinity."""
-
-
-def error_percent(accuracy: Accuracy) -> float:
-    """What was lost, in percent: points of the metric, or the loss of the output that lost most."""
-    if accuracy.basis == "labels":
-        return max(0.0, accuracy.loss) if accuracy.loss is not None else UNUSABLE
-    return max((_loss_percent(one) for one in accuracy.outputs), default=UNUSABLE)
+from tritongen.autotune.judging import UNUSABLE, Goal, Judged, error_percent, judge
+from tritongen.runs.records import Outcome, Tradeoff, Trial
 
 
 def tradeoffs(trials: Sequence[Trial], goal: Goal) -> tuple[Tradeoff, ...]:
@@ -48,8 +37,3 @@ def _tradeoff(one: Judged, error: float, *, on_front: bool) -> Tradeoff:
         passed=one.trial.outcome is Outcome.PASSED,
         on_front=on_front,
     )
-
-
-def _loss_percent(one: OutputError) -> float:
-    loss = 100 * (1 - one.value) if one.measure in (AGREEMENT, EQUAL) else 100 * one.value
-    return min(loss, UNUSABLE)
