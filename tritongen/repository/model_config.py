@@ -105,14 +105,12 @@ def make_model_config(
     selection: Selection,
     traits: ServingTraits,
     tensors: ServedTensors | None = None,
-    filename: str | None = None,
     sample: Mapping[str, NDArray[Any]] | None = None,
 ) -> ModelConfig:
     """The configuration of a selected candidate; SpecError or ModelError for what Triton would refuse.
 
     `tensors` are the shapes as the engine itself reports them (default: as the graph declares them);
-    `filename` is the model file in the version folder (default: the engine's own name); `sample` is one
-    item per input (as the model takes it, batch axis included), used to warm up string inputs.
+    `sample` is one item per input (as the model takes it, batch axis included), to warm up string inputs.
     """
     tensors = tensors or ServedTensors(graph.inputs, graph.outputs)
     max_batch_size = selection.max_batch_size
@@ -141,7 +139,6 @@ def make_model_config(
         parameters={**traits.parameters, **serving.parameters},
         optimization=traits.optimization,
         response_cache=serving.response_cache,
-        default_model_filename=None if filename in (None, traits.filename) else filename,
         raw=serving.raw.strip(),
     )
 
