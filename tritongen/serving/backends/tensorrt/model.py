@@ -42,9 +42,11 @@ TENSORRT = {
 }
 UPLOAD = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
 DOWNLOAD = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's mallopt."""
 
 
-class ContractError(Exception):
+class ContractError(RuntimeError):
     """What came, or what the plan gave, is not what the config promises."""
 
 
@@ -72,7 +74,11 @@ class Buffer:
     def __init__(self, nbytes):
         self.nbytes = max(nbytes, 1)
         self.device = int(check(cuda.cudaMalloc(self.nbytes)))
-        self.host = int(check(cuda.cudaMallocHost(self.nbytes)))
+        try:
+            self.host = int(check(cuda.cudaMallocHost(self.nbytes)))
+        except RuntimeError:
+            cuda.cudaFree(self.device)
+            raise
         raw = (ctypes.c_uint8 * self.nbytes).from_address(self.host)
         self.bytes = np.ctypeslib.as_array(raw)
         self.bytes[:] = 0
@@ -99,6 +105,7 @@ class TritonPythonModel:
             self.load(config, args)
         except RuntimeError as error:
             fail(f"the plan cannot be prepared on GPU {self.device}: {one_line(error)}")
+        keep_freed_memory()
 
     def load(self, config, args):
         """Engine, contexts, buffers and CUDA graphs."""
@@ -109,6 +116,7 @@ class TritonPythonModel:
         self.inputs = self.checked(config["input"], tensorrt.TensorIOMode.INPUT)
         self.outputs = self.checked(config["output"], tensorrt.TensorIOMode.OUTPUT)
         self.names = list(self.inputs) + list(self.outputs)
+        self.scalars = [name for name in self.inputs if not len(self.engine.get_tensor_shape(name))]
         self.contexts = {index: self.make_context(index) for index in wanted_profiles(config, args)}
         self.extents_of = {index: self.extents(index) for index in self.contexts}
         self.check_largest_batch()
@@ -140,7 +148,7 @@ class TritonPythonModel:
             is_last = position == len(groups) - 1
             try:
                 found = self.infer(members, copy=not is_last)
-            except (ContractError, RuntimeError) as error:
+            except RuntimeError as error:
                 found = [failure(error) for _ in members]
             for (index, _, _), response in zip(members, found, strict=True):
                 responses[index] = response
@@ -196,7 +204,8 @@ class TritonPythonModel:
         found = {}
         for tensor in tensors:
             name = tensor["name"]
-            type_ = TENSORRT.get(self.engine.get_tensor_dtype(name).name)
+            own = self.engine.get_tensor_dtype(name).name
+            type_ = TENSORRT.get(own, own)
             if type_ != tensor["data_type"]:
                 fail(f"config.pbtxt says {tensor['data_type']} for '{name}'; the plan has {type_}")
             rank, actual = len(tensor["dims"]) + bool(self.max_batch), self.engine.get_tensor_shape(name)
@@ -255,23 +264,24 @@ class TritonPythonModel:
         held = self.buffers.get(name)
         if held is None or held.nbytes < nbytes:
             if held is not None:
-                held.free()
+                self.buffers.pop(name).free()
             self.buffers[name] = Buffer(nbytes)
 
     def dtype(self, name):
         return self.inputs[name] if name in self.inputs else self.outputs[name]
 
     def feeds(self, request):
+        """Input → array in Triton's shared memory, in the order of the plan's inputs."""
+        given = {tensor.name(): tensor for tensor in request.inputs()}
         feeds = {}
         for name, dtype in self.inputs.items():
-            given = triton.get_input_tensor_by_name(request, name)
-            if given is None:
+            if name not in given:
                 raise ContractError(f"input '{name}' is missing")
-            value = given.as_numpy()
+            feeds[name] = value = given[name].as_numpy()
             if value.dtype != dtype:
                 raise ContractError(f"input '{name}' is {value.dtype}; the plan takes {dtype}")
-            rank = len(self.engine.get_tensor_shape(name))
-            feeds[name] = value.reshape(()) if rank == 0 and value.size == 1 else value
+        for name in self.scalars:
+            feeds[name] = feeds[name].reshape(()) if feeds[name].size == 1 else feeds[name]
         return feeds
 
     def infer(self, members, copy):
@@ -280,22 +290,22 @@ class TritonPythonModel:
             name: (sum(sizes), *array.shape[1:]) if self.max_batch else array.shape
             for name, array in members[0][2].items()
         }
-        key, lent = self.find_graph(shapes)
-        context = self.set_shapes(key) if lent is None else None
+        lent = self.find_graph(shapes)
+        context = self.set_shapes(shapes) if lent is None else None
         self.fill(members, shapes)
-        if lent is not None:
-            check(cuda.cudaGraphLaunch(lent[0], self.stream))
-            produced = lent[1]
-        else:
+        if lent is None:
             produced = self.launch(context, shapes)
+        else:
+            executable, produced = lent
+            check(cuda.cudaGraphLaunch(executable, self.stream))
         self.synchronize()
         return self.answers(members, sizes, produced, copy)
 
     def find_graph(self, shapes):
-        """(the shapes to run, (graph, its output shapes) or None)."""
+        """(graph, its output shapes) for these shapes or the next larger batch; None if there is none."""
         exact = tuple(shapes.values())
         if exact in self.graphs:
-            return shapes, self.graphs[exact]
+            return self.graphs[exact]
         if self.max_batch:
             batch = exact[0][0]
             fitting = [
@@ -304,8 +314,8 @@ class TritonPythonModel:
                 if low <= batch <= key[0][0] and all(k[1:] == s[1:] for k, s in zip(key, exact, strict=True))
             ]
             if fitting:
-                return shapes, self.graphs[min(fitting)[1]]
-        return shapes, None
+                return self.graphs[min(fitting)[1]]
+        return None
 
     def set_shapes(self, shapes):
         """The context of the profile that is tuned nearest to these shapes, as the C++ backend counts it."""
@@ -380,15 +390,16 @@ class TritonPythonModel:
             # Also after a failure: a stream that is left capturing takes nothing else.
             ended = cuda.cudaStreamEndCapture(self.stream)
         graph = check(ended)
-        executable = check(cuda.cudaGraphInstantiate(graph, 0))
-        cuda.cudaGraphDestroy(graph)
+        try:
+            executable = check(cuda.cudaGraphInstantiate(graph, 0))
+        finally:
+            cuda.cudaGraphDestroy(graph)
         key = tuple(shapes.values())
         self.graphs[key] = (executable, produced)
         self.lowers[key] = low
 
     def answers(self, members, sizes, produced, copy):
-        cuts = np.cumsum(sizes).tolist()
-        total = sum(sizes)
+        total, end = sum(sizes), 0
         views = {}
         for name, dtype in self.outputs.items():
             view = self.buffers[name].view(produced[name], dtype)
@@ -397,9 +408,10 @@ class TritonPythonModel:
             view = view if view.ndim else view.reshape(1)
             views[name] = view.copy() if copy else view
         responses = []
-        for (_, request, _), size, end in zip(members, sizes, cuts, strict=True):
+        for (_, request, _), size in zip(members, sizes, strict=True):
             asked = request.requested_output_names()
             names = [name for name in self.outputs if not asked or name in asked]
+            end += size
             part = slice(end - size, end) if self.max_batch else slice(None)
             responses.append(
                 triton.InferenceResponse([triton.Tensor(name, views[name][part]) for name in names])
@@ -408,6 +420,19 @@ class TritonPythonModel:
 
     def synchronize(self):
         check(cuda.cudaStreamSynchronize(self.stream))
+
+
+def keep_freed_memory():
+    """Let the C library keep large blocks: bench/tensorrt_backend.py says what that is worth.
+
+    Triton's stub copies every input into an array of its own before we see it, and frees it afterwards. By
+    default that memory goes back to the system, which makes and zeroes its pages anew for the next batch.
+    Called after loading, so that the plan's bytes are not kept.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def load_plugins(folder, names, logger):
