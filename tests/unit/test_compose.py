@@ -86,8 +86,9 @@ def test_the_same_flags_go_to_both_servers() -> None:
 
 @pytest.mark.parametrize("name", [GPU_FILE, CPU_FILE])
 def test_only_loopback_and_no_privileges_without_being_asked(name: str) -> None:
-    for service in services(name).values():
-        assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in service.get("ports", ()))
+    for key, service in services(name).items():
+        variable = "BIND_ADDRESS" if key == "triton" else "MONITORING_ADDRESS"
+        assert all(port.startswith(f"${{{variable}:-127.0.0.1}}:") for port in service.get("ports", ()))
         assert "no-new-privileges:true" in service["security_opt"]
         assert not service.get("privileged")
 
