@@ -164,9 +164,24 @@ class TestRegistry:
         assert left[0].endswith("-03.log")
         assert len(left) == KEPT_LOGS - 1
 
+    def test_a_state_folder_that_is_somebody_elses(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        (tmp_path / f"tritongen-{os.getuid()}").mkdir()
+        assert state_folder({}) == tmp_path / f"tritongen-{os.getuid()}"
+        if os.getuid() != 0:
+            pytest.skip("only root may give a folder away")
+        os.chown(tmp_path / f"tritongen-{os.getuid()}", 65534, -1)
+        with pytest.raises(RequirementError, match="belongs to another user"):
+            state_folder({})
+
     def test_the_state_folder(self, tmp_path: Path) -> None:
         assert state_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/tritongen")
-        assert state_folder({"HOME": str(tmp_path)}) == tmp_path / ".local/state/tritongen"
+        assert (
+            state_folder({"XDG_STATE_HOME": "x", "HOME": str(tmp_path)})
+            == tmp_path / ".local/state/tritongen"
+        )
         assert state_folder({}).name == f"tritongen-{os.getuid()}"
 
 

@@ -48,13 +48,24 @@ class RunningServer:
 
 
 def state_folder(environment: Mapping[str, str]) -> Path:
-    """Where records and logs are kept: XDG's state folder, or the temporary one where there is no home."""
-    if base := environment.get("XDG_STATE_HOME"):
-        return Path(base) / "tritongen"
+    """Where records and logs are kept: XDG's state folder, or the temporary one where there is no home.
+
+    RequirementError if that one is somebody else's, whose records would have us signal processes.
+    """
+    base = Path(environment.get("XDG_STATE_HOME", ""))
+    if base.is_absolute():  # others are to be ignored, by XDG's rule
+        return base / "tritongen"
     home = Path(environment.get("HOME", ""))
     if home.is_absolute() and os.access(home, os.W_OK):
         return home / ".local" / "state" / "tritongen"
-    return Path(tempfile.gettempdir()) / f"tritongen-{os.getuid()}"
+    shared = Path(tempfile.gettempdir()) / f"tritongen-{os.getuid()}"
+    if shared.exists() and shared.stat().st_uid != os.getuid():
+        raise RequirementError(
+            f"{shared} belongs to another user",
+            found=f"user {shared.stat().st_uid}",
+            fix="set XDG_STATE_HOME to a folder of your own",
+        )
+    return shared
 
 
 def record_path(state: Path, repository: Path) -> Path:
