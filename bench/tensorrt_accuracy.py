@@ -111,7 +111,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=450.0, help="seconds")
     parser.add_argument("--phase", choices=("prepare", "build", "measure", "all", "one"), default="all")
     args = parser.parse_args()
-    deadline = time.perf_counter() + args.budget
+    deadline = time.perf_counter() + common.BUILDING * args.budget
     for model in args.models.split(",") if args.phase != "measure" else ():
         common.source(model, args.work, args.yolo)
         wanted = variants(model, args.work)

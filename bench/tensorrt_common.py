@@ -28,6 +28,8 @@ from tritongen.precision.int8 import quantize, write_ranges
 from tritongen.spec import Precision
 
 BATCHES = (1, 8, 64)
+BUILDING = 0.8
+"""Of a script's budget; the rest is for measuring what was built."""
 ITEM = {
     "resnet50": {"images": (3, 224, 224)},
     "yolov8n": {"images": (3, 320, 320)},
@@ -361,9 +363,18 @@ def store(out: Path, results: Mapping[str, Any]) -> None:
 
 
 def store_each(out: Path, results: Iterable[Mapping[str, Any]]) -> None:
-    """Write results as they come, so that what stops in between loses only the rest."""
-    found: list[Mapping[str, Any]] = []
+    """Write results as they come, beside what an earlier run on such a machine found for other plans."""
     where = machine()
+    found = {(row["model"], row["variant"]): row for row in earlier(out, where)}
     for result in results:
-        found.append(result)
-        store(out, {"machine": where, "results": found})
+        found[result["model"], result["variant"]] = result
+        store(out, {"machine": where, "results": list(found.values())})
+
+
+def earlier(out: Path, where: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The results in `out`, if they come from the same kind of GPU, driver and TensorRT."""
+    if not out.exists():
+        return []
+    stored = json.loads(out.read_text(encoding="utf-8"))
+    same = all(stored["machine"].get(key) == where[key] for key in ("gpu", "driver", "tensorrt"))
+    return list(stored["results"]) if same else []

@@ -95,7 +95,7 @@ def main() -> int:
             common.build(args.models, name, variant, args.work, args.cache)
         return 0
     if args.phase in ("build", "all"):
-        build_all(args, deadline)
+        build_all(args, deadline - (1 - common.BUILDING) * args.budget)
     if args.phase in ("measure", "all") and args.out:
         common.store_each(args.out, measured(args, deadline))
     return 0
