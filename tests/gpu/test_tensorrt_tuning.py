@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,31 @@ def test_bf16_and_fp8_are_offered_only_where_version_and_gpu_have_them(engine: T
     assert {"fp32", "fp16", "int8"} <= offered
     assert ("bf16" in offered, "fp8" in offered) <= (has.bf16, has.fp8)
     assert len(engine.devices()) >= 1
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP8])
+def test_bf16_and_fp8_pass_where_they_are_offered(
+    engine: TensorRTEngine, tmp_path: Path, precision: Precision
+) -> None:
+    """The whole way, as the graph's rewriting belongs to it."""
+    from tests.gpu.test_tensorrt import tritongen
+
+    if precision not in engine.precisions():
+        pytest.skip(f"this TensorRT or GPU has no {precision}")
+    convolutional(tmp_path / "net.onnx")
+    for name, seed in (("calibration", 1), ("validation", 2)):
+        np.savez(tmp_path / f"{name}.npz", x=sample(32, seed))
+    made = tritongen(
+        tmp_path, "build", "net.onnx", "--engine", "tensorrt", "--precision", str(precision),
+        "--max-batch-size", "8", "--effort", "quick",
+        "--calibration-data", "calibration.npz", "--validation-data", "validation.npz",
+        "--metric", "relative_l2", "--accuracy-limit", "40",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    trials = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.rglob("trial.json")]
+    tried = [trial for trial in trials if trial["candidate"]["precision"] == precision]
+    assert [trial["outcome"] for trial in tried] == [Outcome.PASSED], [trial["reason"] for trial in tried]
+    assert tried[0]["artifact"]["details"]["precision"]["evidence"] in ("PROVEN", "OPAQUE")
 
 
 def test_tensorrts_own_calibrator_is_a_candidate_and_its_cache_is_kept(
