@@ -24,13 +24,13 @@ from tritongen.serving.container.compose import (
     GPU_FILE,
     HARDENED_FILE,
     SETTINGS,
+    derived,
     init,
     read_environment,
     refresh_environment,
     render_environment,
     repository_of,
     source,
-    triton_environment,
 )
 from tritongen.serving.container.images import choose_image
 
@@ -94,7 +94,7 @@ def test_only_loopback_and_no_privileges_without_being_asked(name: str) -> None:
 
 
 def test_defaults_are_those_of_a_repository_without_models() -> None:
-    default = triton_environment([])
+    default = derived(choose_image([]))
     texts = {name: (CHECKOUT / name).read_text(encoding="utf-8") for name in FILES["gpu"]}
     assert f"${{TRITON_IMAGE:-{default['TRITON_IMAGE']}}}" in texts[GPU_FILE]
     assert f"${{TENSORRT_IMAGE:-{default['TENSORRT_IMAGE']}}}" in texts[GPU_FILE]
@@ -165,7 +165,7 @@ def test_triton_env_follows_the_models_and_keeps_the_users_settings(repository: 
         f"{folder / ENV_FILE} now says nvcr.io/nvidia/tritonserver:25.09-py3"
     )
     found = read_environment(folder / ENV_FILE)
-    assert found == {**SETTINGS, **triton_environment([manifest]), "HTTP_PORT": "9000", "MY_OWN": "a # b"}
+    assert found == {**SETTINGS, **derived(choose_image([manifest])), "HTTP_PORT": "9000", "MY_OWN": "a # b"}
     assert found["TENSORRT_IMAGE"] == "nvcr.io/nvidia/tensorrt:25.09-py3"
     assert found["TRITON_ARGS"] == ""
     assert refresh_environment(repository) is None
@@ -173,7 +173,7 @@ def test_triton_env_follows_the_models_and_keeps_the_users_settings(repository: 
 
 def test_only_plans_that_need_it_get_the_flag_for_version_compatible_plans(repository: Path) -> None:
     manifest = as_plan(repository, "10.99.0", compatible=True)
-    assert triton_environment([manifest])["TRITON_ARGS"] == f"--backend-config={VERSION_COMPATIBLE}"
+    assert derived(choose_image([manifest]))["TRITON_ARGS"] == f"--backend-config={VERSION_COMPATIBLE}"
 
 
 def test_remarks_and_links_stay(repository: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tritongen.repository.targets import (
     known_tags,
     loads_version_compatible,
 )
-from tritongen.serving.container.images import choose_image, image_for
+from tritongen.serving.container.images import choose_image
 
 DOCS = Path(__file__).parents[2] / "docs"
 IMAGE = "nvcr.io/nvidia/tritonserver"
@@ -57,7 +57,7 @@ def test_without_plans_the_newest_that_is_known_for_sure(manifest: Manifest) -> 
     ("tensorrt", "tag"), [("11.2.1", "26.08"), ("10.5.0", "24.10"), ("8.6.1", "23.07"), ("10.16.1", "26.05")]
 )
 def test_a_plan_gets_the_image_with_its_tensorrt(manifest: Manifest, tensorrt: str, tag: str) -> None:
-    assert image_for(plan(manifest, tensorrt)) == f"{IMAGE}:{tag}-py3"
+    assert choose_image([plan(manifest, tensorrt)]).image == f"{IMAGE}:{tag}-py3"
 
 
 def test_an_unverified_row_is_the_last_resort_and_says_so(manifest: Manifest) -> None:
@@ -69,7 +69,7 @@ def test_an_unverified_row_is_the_last_resort_and_says_so(manifest: Manifest) ->
 
 def test_no_image_has_it(manifest: Manifest) -> None:
     with pytest.raises(RepositoryError, match="no Triton image") as caught:
-        image_for(plan(manifest, "8.6.0"))
+        choose_image([plan(manifest, "8.6.0")])
     assert "a plan of TensorRT 8.6.0" in str(caught.value.found)
     assert "--profile build" in str(caught.value.fix)
 
@@ -101,14 +101,14 @@ def test_version_compatible_plans_go_one_major_up(built: str, image: str, loads:
 
 
 def test_an_old_driver_gets_an_older_image(manifest: Manifest) -> None:
-    chosen = find_target(image_for(on_driver(manifest, "550.54.14")))
+    chosen = find_target(choose_image([on_driver(manifest, "550.54.14")]).image)
     assert chosen.cuda is not None
     assert chosen.cuda.version.startswith("12.")
 
 
 def test_an_old_gpu_gets_an_older_image(manifest: Manifest) -> None:
     old = changed(manifest, versions={"compute_capability": "7.0"})
-    chosen = find_target(image_for(old))
+    chosen = find_target(choose_image([old]).image)
     assert chosen.min_compute_capability != "7.5"
 
 

@@ -175,15 +175,11 @@ def _digest(text: str) -> str:
 # triton.env
 
 
-def triton_environment(manifests: Sequence[Manifest]) -> dict[str, str]:
-    """What the models ask for: images and flags; RepositoryError if no image can load them all."""
-    return _derived(choose_image(manifests))
-
-
 _DERIVED = ("TRITON_IMAGE", "TENSORRT_IMAGE", "TRITON_ARGS")
 
 
-def _derived(choice: ImageChoice) -> dict[str, str]:
+def derived(choice: ImageChoice) -> dict[str, str]:
+    """What the models ask for: images and flags."""
     builder = f"{BUILDER_IMAGE}:{choice.image.rpartition(':')[2]}"
     arguments = " ".join(f"--backend-config={each}" for each in choice.backend_config)
     return dict(zip(_DERIVED, (choice.image, builder, arguments), strict=True))
@@ -196,7 +192,7 @@ def render_environment(choice: ImageChoice, own: Sequence[str] = ()) -> str:
         "",
         _FROM_MODELS,
         f"# {choice.image}: {choice.reason}{'' if choice.sure else ' (unverified)'}.",
-        *_assignments(_derived(choice)),
+        *_assignments(derived(choice)),
         "",
         *_OWN,
         *own,

@@ -44,11 +44,6 @@ class Fit:
     backend_config: tuple[str, ...] = ()
 
 
-def image_for(manifest: Manifest) -> str:
-    """The image for one model; RepositoryError if no image of the table can load it."""
-    return choose_image([manifest]).image
-
-
 def choose_image(manifests: Sequence[Manifest]) -> ImageChoice:
     """The newest image that loads every model, by verified facts if possible; RepositoryError if none does.
 
