@@ -72,6 +72,13 @@ def test_batching_keys_without_batching(model: Path, tmp_path: Path) -> None:
     assert "dynamic batcher" in error.message
 
 
+def test_parameters_that_the_backend_refuses(model: Path, tmp_path: Path) -> None:
+    asked = spec(
+        model, tmp_path / "r", parameters={"intra_op_thread_count": "many"}, raw="model_operations { }"
+    )
+    assert "intra_op_thread_count is 'many'" in str(refusal(asked, SpecError))
+
+
 def test_good_additions_pass(model: Path, tmp_path: Path) -> None:
     good = spec(model, tmp_path / "r", raw="model_operations { }", preferred_batch_sizes=[32])
     check_destination(good, force=False)

@@ -350,6 +350,11 @@ class TestRefusals:
         with pytest.raises(SpecError, match=r"tiny\.serving\.raw, line 2: not a Triton model configuration"):
             write_model(repository, other_linear(tmp_path, raw="# mine\nnonsense {"))
 
+    def test_raw_additions_that_name_a_file_that_is_not_there(self, tmp_path: Path, repository: Path) -> None:
+        with pytest.raises(SpecError, match="names a file that its version lacks"):
+            write_model(repository, other_linear(tmp_path, raw='default_model_filename: "model.int8.onnx"'))
+        assert not any(repository.iterdir())
+
     def test_a_template_that_names_another_model(self, tmp_path: Path, repository: Path) -> None:
         template = tmp_path / "t.j2"
         template.write_text('name: "other" backend: "onnxruntime"', encoding="utf-8")

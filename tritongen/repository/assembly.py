@@ -29,7 +29,7 @@ from tritongen.repository.manifest import (
 from tritongen.repository.model_config import ModelConfig, ServedTensors, TensorConfig, make_model_config
 from tritongen.repository.onnx_versions import load_proto, onnx_versions, with_external_data_at
 from tritongen.repository.plans import PlanSet, built_plan, plan_set
-from tritongen.repository.rules import check_rules
+from tritongen.repository.rules import check_rules, refuse
 from tritongen.repository.served_tensors import onnx_served_tensors
 from tritongen.repository.targets import find_target
 from tritongen.runs.events import Event, EventSink
@@ -80,6 +80,7 @@ class Assembly:
                 if f"{newest}/{plugin}" not in self.contents.files:
                     self._link(f"{path.rpartition('/')[0]}/{plugin}", f"{newest}/{plugin}")
         runners_up = self._copy_runners_up(newest, tensors)
+        self._check_named(parsed, newest)
         for older in versions[1:]:
             self._link_version(older.version)
         self.contents.write(CONFIG, text.encode("utf-8"))
@@ -146,14 +147,19 @@ class Assembly:
     def _checked(self, text: str, config: ModelConfig) -> Any:
         """The parsed text; SpecError if Triton would refuse it."""
         parsed = parse_rendered(text, config, self.model.spec.serving.template)
-        violations = check_rules(parsed)
-        if violations:
-            raise SpecError(
-                f"the configuration of model '{self.model.name}' would not work in Triton",
-                found="; ".join(violation.message for violation in violations),
-                fix="; ".join(dict.fromkeys(violation.fix for violation in violations)),
-            )
+        refuse(self.model.name, check_rules(parsed))
         return parsed
+
+    def _check_named(self, parsed: Any, version: int) -> None:
+        """SpecError if serving.raw or a template names a model file that is not there."""
+        named, beside = parsed.default_model_filename, sorted(self.contents.files)
+        if named and f"{version}/{named}" not in beside:
+            raise SpecError(
+                f"the configuration of model '{self.model.name}' names a file that its version lacks",
+                found=f"default_model_filename {named}",
+                expected=", ".join(path.partition("/")[2] for path in beside),
+                fix="correct serving.raw or serving.template, or keep the runners-up (keep_candidates: true)",
+            )
 
     def _versions(self, config: Any) -> list[KeptVersion]:
         """The version folders to come, newest first; an unchanged artifact keeps its number."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritongen.errors import InputError, ModelError
-from tritongen.repository.config_text import parse_rendered, render
+from tritongen.repository.config_text import parse, parse_rendered, render
 from tritongen.repository.existing import examine
 from tritongen.repository.model_config import probe_config
+from tritongen.repository.rules import check_rules, refuse
 from tritongen.repository.swap import explained, staging_folder
 from tritongen.spec import ServingSpec
 
@@ -76,5 +78,8 @@ def _check_config(name: str, model: ModelSpec) -> None:
         return  # its own build says so, and the other models are built
     largest = _LARGEST_BATCH if model.max_batch_size is None else model.max_batch_size
     config = probe_config(name, model.serving, graph, largest)
+    if model.serving.parameters and model.engine != "tensorrt":
+        parsed = parse(render(replace(config, raw="")))
+        refuse(name, [one for one in check_rules(parsed) if one.rule == "onnxruntime-parameters"])
     if model.serving.raw or model.serving.template:
         parse_rendered(render(config, model.serving.template), config, model.serving.template)

@@ -7,10 +7,12 @@ backends cannot be, where there is no container, and are checked here alone (doc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
+
+from tritongen.errors import SpecError
 
 Origin = Literal["core", "onnxruntime", "tensorrt", "tritongen"]
 
@@ -46,6 +48,16 @@ def check_rules(config: Any) -> tuple[Violation, ...]:
         for rule in RULES
         for message, fix in rule.check(config)
     )
+
+
+def refuse(model: str, violations: Sequence[Violation]) -> None:
+    """SpecError that tells all of them; nothing if there are none."""
+    if violations:
+        raise SpecError(
+            f"the configuration of model '{model}' would not work in Triton",
+            found="; ".join(violation.message for violation in violations),
+            fix="; ".join(dict.fromkeys(violation.fix for violation in violations)),
+        )
 
 
 def server_options(config: Any) -> tuple[str, ...]:
