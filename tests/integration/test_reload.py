@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -195,6 +196,12 @@ def test_a_damaged_version_gives_way_to_what_serves(start: Start) -> None:
     report = served.reload(to=1)
     assert (report.before, report.version, report.kept) == (3, 1, None)
     served.assert_serves(1)
+    # A folder that is gone altogether: Triton serves on what it no longer lists.
+    write_version(served.base, 4)
+    shutil.rmtree(served.repository / NAME)
+    with pytest.raises(RepositoryError, match="gone; version 1 serves on, and the repository holds it again"):
+        served.reload()
+    served.assert_serves(1)
 
 
 def test_a_restart_after_a_refusal_brings_what_served(start: Start) -> None:
@@ -263,6 +270,9 @@ def test_what_cannot_be_used(start: Start, tmp_path: Path) -> None:
     write_version(tmp_path / "another", 2)
     with pytest.raises(InputError, match="serves another repository"):
         reload_model(served.control, tmp_path / "another/repository", NAME)
+    assert read_manifest(tmp_path / "another/repository" / NAME).version == 2
+    with pytest.raises(InputError, match="serves another repository"):
+        reload_model(served.control, tmp_path / "another/repository", NAME, to=1)
     assert read_manifest(tmp_path / "another/repository" / NAME).version == 2
     (served.repository / NAME / "1/model.onnx").write_bytes(b"changed")
     with pytest.raises(RepositoryError, match="is not what was built"):
