@@ -12,6 +12,7 @@ import pytest
 
 from tritongen.errors import ExitCode
 from tritongen.loadtest import samples
+from tritongen.loadtest.evidence import growing_backlog
 from tritongen.loadtest.samples import DTYPE, Samples
 from tritongen.loadtest.statistics import drifts, percentile
 from tritongen.loadtest.summary import warm_up
@@ -303,6 +304,16 @@ def test_a_growing_backlog_fails_the_schedule() -> None:
         assert verdict.outcome is LoadOutcome.FAIL
         assert any("overload" in reason for reason in verdict.reasons)
     assert reach_verdict(evidence(behind), []).notes[0].startswith("overload")
+
+
+def test_a_slow_server_that_keeps_up_has_no_growing_backlog() -> None:
+    """What it works on when the window begins counts from the beginning."""
+    slow = evidence(np.full(3000, 2900.0))
+    before = slow.samples.rows.copy()
+    for name in ("scheduled_ns", "sent_ns", "done_ns"):
+        before[name] -= 3 * 10**9
+    assert growing_backlog(slow) is not None
+    assert growing_backlog(dataclasses.replace(slow, earlier=Samples(before))) is None
 
 
 def test_a_stall_at_the_end_is_no_growing_backlog() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tritongen.loadtest import statistics
 from tritongen.loadtest.correlation import BATCHES
-from tritongen.loadtest.samples import LATE, Samples
+from tritongen.loadtest.samples import DTYPE, LATE, Samples
 from tritongen.runs.loadtest import WarmUpResult
 from tritongen.slo import Slo
 
@@ -36,6 +36,8 @@ class Evidence:
     batch_size: float
     timeout_ms: float
     warm_up: WarmUpResult
+    earlier: Samples = field(default_factory=lambda: Samples(np.empty(0, DTYPE)))
+    """Those of the warm-up: some of them are unanswered when the window begins."""
     stopped: bool = False
     """By the user."""
     server_gone: str | None = None
@@ -107,8 +109,10 @@ def growing_backlog(evidence: Evidence) -> str | None:
     if evidence.rate is None or len(rows) < BATCHES:
         return None
     edges = np.linspace(evidence.start_ns, evidence.end_ns, BATCHES + 1)
-    arrived = np.searchsorted(rows["scheduled_ns"], edges)
-    backlog = arrived - np.searchsorted(np.sort(rows["done_ns"]), edges)
+    # With those before the window, or a server that is slow but steady would seem to fill up in it.
+    whole = np.concatenate([evidence.earlier.rows, rows])
+    arrived = np.searchsorted(whole["scheduled_ns"], edges)
+    backlog = arrived - np.searchsorted(np.sort(whole["done_ns"]), edges)
     quarters = backlog[1:].reshape(4, -1).mean(axis=1)
     growth = int(backlog[-1] - backlog[1])
     notable = max(_LEAST_BACKLOG, _BACKLOG_GROWTH * len(rows))

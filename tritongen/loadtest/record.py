@@ -136,6 +136,7 @@ def make_evidence(settings: Settings, measurement: Measurement, server_gone: str
     measured = finished.between(window_ns, measurement.end_ns)
     return Evidence(
         samples=measured,
+        earlier=finished.between(measurement.start_ns, window_ns),
         start_ns=window_ns,
         end_ns=measurement.end_ns,
         rate=settings.offered_rate,
