@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kserve import MODEL, Act, NullServer
+from tritongen.cli import run
 from tritongen.errors import RequirementError
 from tritongen.loadtest.run import run_load_test
 from tritongen.loadtest.settings import Settings
@@ -71,3 +72,19 @@ def test_errors_beside_the_shared_memory_are_told_as_they_are() -> None:
         raise OSError("another disk is full")
     assert not isinstance(caught.value, RequirementError)
     assert not (SHARED / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--mix", "=2"], "that is no --mix"),
+        (["--mix", "other"], "that is no --mix"),
+        (["--rate", "1..2", "--min-duration", "5s"], "judged once, at its end"),
+        (["--rate", "0.001", "--duration", "1s"], "no request would be measured"),
+    ],
+)
+def test_flags_that_contradict_or_name_nothing(
+    server: NullServer, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    assert run(["loadtest", MODEL, "--url", server.http_url, *flags]) == 2
+    assert said in capsys.readouterr().err

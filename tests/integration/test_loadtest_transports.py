@@ -148,7 +148,7 @@ def test_a_full_queue_over_http(triton: EmbeddedServer) -> None:
 
 
 def test_requests_travel_compressed_in_shared_memory_and_with_headers(triton: EmbeddedServer) -> None:
-    access = Access(headers=(("x-note", "any"),))
+    access = Access(headers=(("x-note", "any"), ("accept-encoding", "gzip")))  # of the answers over HTTP
     for url in (triton.http_url, triton.grpc_url):
         for special in ({"compression": "gzip"}, {"compression": "deflate"}, {"shared_memory": "system"}):
             report = load(url, rate=50, batch_size=2, access=access, duration_s=0.7, warmup_s=0.1, **special)

@@ -165,9 +165,9 @@ def _weights(flag: str, texts: tuple[str, ...]) -> dict[str, float]:
         try:
             found[name] = float(weight)
         except ValueError:
-            raise InputError(
-                f"that is no {flag}", found=text, expected="MODEL=WEIGHT, as in bert=3"
-            ) from None
+            name = ""
+        if not name:
+            raise InputError(f"that is no {flag}", found=text, expected="MODEL=WEIGHT, as in bert=3")
     return found
 
 

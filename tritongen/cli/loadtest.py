@@ -306,6 +306,12 @@ def _settings(
     lengths = load_options.varying_duration(offered, duration or max_duration)
     if lengths is not None and find_max:
         raise InputError("a search tries steady rates", found="a rate that changes", fix="give one --rate")
+    if lengths is not None and min_duration is not None:
+        raise InputError(
+            "a run whose rate changes is judged once, at its end",
+            found="--min-duration",
+            fix="leave it away: --duration is how long it takes",
+        )
     server = find_server(url, repository)
     manifest = _manifest(model, server.repository)
     mixed = [_manifest(name, server.repository) for name in offered["mix"]]

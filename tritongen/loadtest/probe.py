@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import socket
+import zlib
 
 from tritongen.errors import ServerError
 from tritongen.loadtest import samples
@@ -45,7 +46,9 @@ def _probe_http(
             connection.sendall(request)
             response.begin()
             body = response.read()
-    except (OSError, http.client.HTTPException) as error:
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body)  # gzip or deflate
+    except (OSError, http.client.HTTPException, zlib.error) as error:
         raise _no_answer(model, address, error, timeout_s) from None
     if response.status != http.client.OK:
         raise _refused(model, f"HTTP {response.status}: {_error_text(body)}")

@@ -27,6 +27,7 @@ from tritongen.loadtest.wrong_port import explain_wrong_port
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.loadtest import LoadReport
 from tritongen.runs.records import Machine
+from tritongen.serving.access import Access
 from tritongen.serving.control import ServerControl, connect
 
 _LEAST_PROBE_TIMEOUT_S = 10.0
@@ -70,7 +71,7 @@ def measure(
     address = parse_address(settings.url, settings.protocol)
     settings.check_transport(address.protocol, secure=address.secure)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    control = connect(address.url, _CONTROL_TIMEOUT_S, settings.access)
+    control = connect(address.url, _CONTROL_TIMEOUT_S, _uncompressed(settings.access))
     try:
         workload = _workload(settings, control, address)
         model, inputs = workload.groups[0].model, workload.inputs
@@ -88,6 +89,12 @@ def measure(
         control.close()
     subject = Subject(model, address, inputs, started, machine, knobs, workload.first_model_count)
     return make_report(settings, subject, measurement, server_gone=gone), measurement
+
+
+def _uncompressed(access: Access) -> Access:
+    """For questions beside the load, whose answers are read as they come."""
+    headers = [(name, value) for name, value in access.headers if name.lower() != "accept-encoding"]
+    return replace(access, headers=headers)
 
 
 def _announcement(settings: Settings, model: ServedModel, inputs: Inputs) -> str:
