@@ -114,6 +114,20 @@ def test_nothing_passed_is_an_error_with_every_cause() -> None:
         choose([])
 
 
+def test_the_remedy_follows_from_how_the_trials_ended() -> None:
+    rejected = trial("int8-mse", [point(8, 1.0)], outcome=Outcome.REJECTED)
+    late = trial("fp32", [], outcome=Outcome.FAILED).model_copy(
+        update={"reason": "its process did not end within 3600 s"}
+    )
+    with pytest.raises(BuildError) as raised:
+        choose([rejected])
+    assert raised.value.fix == "loosen --accuracy-limit if the loss is acceptable"
+    with pytest.raises(BuildError) as raised:
+        choose([late])
+    assert "log.txt" in str(raised.value.fix)
+    assert "--effort quick or a smaller --max-batch-size" in str(raised.value.fix)
+
+
 def test_throughput_is_judged_at_the_batch_that_gives_most_and_the_server_is_told_so() -> None:
     fp32 = trial("fp32", [point(1, 10.0), point(4, 20.0), point(8, 80.0)])
     chosen = choose([fp32])
@@ -203,6 +217,12 @@ def test_among_equals_without_labels_the_smaller_error_is_kept() -> None:
 
     chosen = choose([int8("int8-mse", 19.9, 0.04), SLOW_FP32, int8("int8-entropy", 20.0, 0.03)])
     assert chosen.winner == "int8-entropy"
+
+
+def test_a_chain_of_near_equals_ends_at_the_most_exact_one() -> None:
+    """INT8 beats FP32 and not FP16, which does not beat FP32."""
+    chain = [trial(name, [point(8, ms)]) for name, ms in (("fp32", 20.0), ("fp16", 19.5), ("int8-a", 19.0))]
+    assert choose(chain).winner == "fp32"
 
 
 def test_among_equals_the_plainest_is_kept() -> None:

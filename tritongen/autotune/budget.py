@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+TIMED_OUT = "did not end within"
+"""How the reason of a trial begins whose time was up."""
+
 _SHORTEST_S = 20.0
 """Nothing is started with less than this left: starting a process and opening a model take their time."""
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritongen import errors
+from tritongen.autotune.budget import TIMED_OUT
 from tritongen.errors import TritongenError
 from tritongen.files import write_text
 from tritongen.runs.events import Event, EventSink
@@ -103,7 +104,7 @@ def run_child(
     if error_file.exists():
         raise _revive(error_file)
     if timed_out:
-        return Failure(f"did not end within {timeout_s:.0f} s{_after(steps)}")
+        return Failure(f"{TIMED_OUT} {timeout_s:.0f} s{_after(steps)}")
     if process.returncode == 0:
         return None
     oom = _oom_kills() > kills_before

@@ -96,8 +96,9 @@ def _best(ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged
 
 
 def _winner(best: Judged, ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged:
-    """The most exact of those that the best does not beat; it must itself beat every more exact precision.
+    """The most exact of those that the leader does not beat; each must itself beat all that are more exact.
 
+    So must the leader: the best, or where it beats one of them by too little the next one down.
     Among equals the plainest wins, not the one that noise put first: an id names only what differs from the
     engine's first choice, so the shortest one is the plainest.
     """
@@ -106,5 +107,7 @@ def _winner(best: Judged, ranked: Sequence[Judged], comparisons: Sequence[Compar
         rivals = (other for other in ranked if exactness(other.trial)[0] < exactness(one.trial)[0])
         return all(beats(one, other, comparisons) for other in rivals)
 
-    ties = [one for one in ranked if not beats(best, one, comparisons) and earned(one)]
-    return min(ties or [best], key=lambda one: (exactness(one.trial), len(one.id), rank(one)))
+    deserving = [one for one in ranked if earned(one)]
+    leader = best if best in deserving else deserving[0]
+    ties = [one for one in deserving if not beats(leader, one, comparisons)]
+    return min(ties, key=lambda one: (exactness(one.trial), len(one.id), rank(one)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from tritongen.autotune.budget import TIMED_OUT
 from tritongen.autotune.judging import MIN_GAIN, Goal, Judged, beats, exactness, measured_ratio, noise
 from tritongen.errors import BuildError
 from tritongen.runs.records import Comparison, Loser, Outcome, Trial
@@ -94,8 +95,19 @@ def nothing_passed(trials: Sequence[Trial]) -> BuildError:
         "no candidate passed" if trials else "there was no candidate to try",
         found="\n            ".join(causes) or None,
         expected="at least one candidate that builds, runs and is accurate enough",
-        fix="read log.txt in the trial's folder, or loosen --accuracy-limit if the loss is acceptable",
+        fix="; ".join(_remedies(trials)) or None,
     )
+
+
+def _remedies(trials: Sequence[Trial]) -> Iterator[str]:
+    """What may help, by how the trials ended."""
+    outcomes = {trial.outcome for trial in trials}
+    if Outcome.REJECTED in outcomes:
+        yield "loosen --accuracy-limit if the loss is acceptable"
+    if Outcome.FAILED in outcomes:
+        yield "read log.txt in the trial's folder"
+    if any(TIMED_OUT in trial.reason for trial in trials if trial.outcome is Outcome.FAILED):
+        yield "--effort quick or a smaller --max-batch-size measures less"
 
 
 def _gain(one: Judged, other: Judged, comparisons: Sequence[Comparison]) -> str:
