@@ -262,7 +262,7 @@ def test_exit_codes_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path:
         rate = ("--url", url, "--rate", "50")
         assert cli(*rate) == 0
         assert "MEASURED" in capsys.readouterr().out
-        busy = ("--url", url, "--rate", "800", "--duration", "4s", "--slo", "p99<=9s")
+        busy = ("--url", url, "--rate", "500", "--duration", "6s", "--slo", "p99<=9s")
         assert cli(*busy, "--json", str(tmp_path / "r.json")) == 0
         assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("PASS")
         assert json.loads((tmp_path / "r.json").read_text())["schema"] == "tritongen/loadtest/1"

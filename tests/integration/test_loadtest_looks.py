@@ -27,7 +27,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "loadtest.md"
 
 def load(url: str, slo: str, **settings: Any) -> LoadReport:
     wanted: dict[str, Any] = {
-        "rate": 1000,  # a PASS takes 2500 requests
+        "rate": 500,  # a PASS takes 2500 requests; at more a second a busy machine may be late with them
         "duration_s": 60.0,
         "min_duration_s": 1.0,
         "warmup_s": 0.5,
@@ -70,15 +70,15 @@ def test_what_stays_undecided_is_followed_to_the_end_and_no_further() -> None:
         settings = Settings(
             MODEL,
             server.http_url,
-            rate=1000,
+            rate=500,
             slos=(parse_slo("p99<=1.4s"),),
-            duration_s=6.5,
+            duration_s=8.0,
             min_duration_s=1.0,
             warmup_s=1.0,
         )
         report = run_load_test(settings, events=events.append)
     assert report.outcome is LoadOutcome.INVALID
-    assert report.window_s == 5.5
+    assert report.window_s == 7.0
     assert len(report.looks) == 2
     assert "--max-duration" in report.reasons[0] or "too close to the limit" in report.reasons[0]
     assert any("not decided yet" in event.message for event in events if event.status == "note")
@@ -107,28 +107,28 @@ def test_freezes_show_in_the_open_loop_only_and_nothing_takes_them_away() -> Non
     assert not any("drift" in reason for reason in opened.reasons)
 
 
-def test_the_highest_rate_of_a_server_that_drowns_beyond_1050_a_second() -> None:
+def test_the_highest_rate_of_a_server_that_drowns_beyond_750_a_second() -> None:
     taken: deque[float] = deque()
 
     def at_most(_number: int, elapsed_s: float) -> Act:
         while taken and taken[0] < elapsed_s - 2:
             taken.popleft()
         taken.append(elapsed_s)
-        return Act(delay_s=0.0 if len(taken) < 2100 else 4.0)
+        return Act(delay_s=0.0 if len(taken) < 1500 else 4.0)
 
     with NullServer(at_most) as server:
         settings = Settings(
             MODEL,
             server.http_url,
-            rate=700,
+            rate=500,
             slos=(parse_slo("p99<=3s"),),
-            duration_s=4.5,
+            duration_s=6.0,
             warmup_s=0.5,
             max_in_flight=20_000,
         )
         report = find_max(settings, tolerance=1.0)
     assert report.outcome is LoadOutcome.PASS, report
-    assert (report.passed, report.failed) == (700, 1400)
+    assert (report.passed, report.failed) == (500, 1000)
     assert report.confirmed
     assert [probe.confirms for probe in report.probes] == [False, False, True]
 
