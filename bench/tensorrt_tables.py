@@ -132,6 +132,13 @@ PROFILE_NAMES = {
     "wide-cold": "one profile 1 … 64",
     "wide-cached": "the same, built again with the timing cache",
     "own-profiles": "profiles for 1, 8 and 64",
+    "level-1": "optimization level 1",
+    "level-2": "optimization level 2",
+    "level-4": "optimization level 4",
+    "timing-x8": "eight timing iterations",
+    "jit-only": "only JIT_CONVOLUTIONS",
+    "no-aux-streams": "no auxiliary streams",
+    "sparsity": "sparse weights allowed",
 }
 
 
@@ -187,13 +194,26 @@ PARTS = ("network_ms", "queue_ms", "compute_input_ms", "compute_infer_ms", "comp
 
 
 def ranges() -> str:
+    found = read("int8_ranges.json")["results"]
+    return by_model(found, "method", lambda row: f"{row['model']} ({row['quantized']} nodes quantized)")
+
+
+def accuracy() -> str:
+    """The same by plans."""
+    if not (RESULTS / "tensorrt_accuracy.json").exists():
+        return "**Not measured.**"
+    found = results("tensorrt_accuracy.json")
+    return by_model(found, "variant", lambda row: f"{row['model']} ({row['pictures']} pictures)")
+
+
+def by_model(found: list[dict[str, Any]], first: str, head: Callable[[dict[str, Any]], str]) -> str:
+    """One table for each model: `first`, then every figure that its rows have."""
     text = []
-    results = read("int8_ranges.json")["results"]
-    for model in dict.fromkeys(row["model"] for row in results):
-        rows = [row for row in results if row["model"] == model]
+    for model in dict.fromkeys(row["model"] for row in found):
+        rows = [row for row in found if row["model"] == model]
         keys = [key for key in rows[0] if key not in _LEFT_OUT]
-        head = (f"{model} ({rows[0]['quantized']} nodes quantized)", *(key.replace("_", " ") for key in keys))
-        text.append(table(head, [(row["method"], *(row[key] for key in keys)) for row in rows]))
+        names = (head(rows[0]), *(key.replace("_", " ") for key in keys))
+        text.append(table(names, [(row[first], *(row[key] for key in keys)) for row in rows]))
     return "\n\n".join(text)
 
 
@@ -208,7 +228,9 @@ def mixed() -> str:
     return table(head, rows)
 
 
-_LEFT_OUT = ("model", "method", "quantized", "top_score", "text_share", "steps_with_text")
+_LEFT_OUT = (
+    "model", "method", "quantized", "top_score", "text_share", "steps_with_text", "variant", "pictures",
+)  # fmt: skip
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "smoke": smoke,
@@ -221,6 +243,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "serving": serving,
     "builds": builds,
     "ranges": ranges,
+    "accuracy": accuracy,
     "mixed": mixed,
 }
 
