@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from tritongen.repository.verify import Place, verify_repository
 from tritongen.repository.writer import write_model
 from tritongen.runs.events import Event
 from tritongen.runs.reload import ReloadReport
-from tritongen.serving.control import RefusedError, ServerControl, connect
+from tritongen.serving.control import RefusedError, ServerControl, connect, read_metrics
 from tritongen.serving.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.server
@@ -338,7 +339,8 @@ def test_a_request_in_flight_is_answered_by_the_version_that_it_came_to(start: S
     def ask(event: Event) -> None:
         if event.status == "finished" and not asking.is_alive() and not answers:
             asking.start()
-            time.sleep(0.5)
+            while asking.is_alive() and not _waits(served):
+                time.sleep(0.05)
 
     asking = threading.Thread(
         target=lambda: answers.append(served.control.infer(NAME, "", {"x": ITEMS})["y"])
@@ -347,6 +349,16 @@ def test_a_request_in_flight_is_answered_by_the_version_that_it_came_to(start: S
     asking.join()
     assert report.version == 2
     np.testing.assert_array_equal(answers[0], old)
+
+
+def _waits(served: Served) -> bool:
+    """Whether a request has reached the server and is not at work yet."""
+    found = re.search(
+        rf'nv_inference_pending_request_count{{model="{NAME}",.*}} (\d+)',
+        read_metrics(served.server.metrics_url),
+    )
+    assert found is not None
+    return int(found[1]) > 0
 
 
 KILLED = """
