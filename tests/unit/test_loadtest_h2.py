@@ -21,6 +21,7 @@ from tritongen.loadtest import samples
 from tritongen.loadtest.http2 import frames
 from tritongen.loadtest.http2.connection import Connection
 from tritongen.loadtest.http2.headers import BlockReader, RequestHeaders
+from tritongen.loadtest.job import Compression
 from tritongen.loadtest.request import compressed
 from tritongen.loadtest.transport_h2 import H2Transport, message
 
@@ -437,7 +438,7 @@ def test_streaming_ends_with_the_last_answer() -> None:
 
 
 @pytest.mark.parametrize("method", ["gzip", "deflate"])
-def test_compressed_answers_of_streams(method: str) -> None:
+def test_compressed_answers_of_streams(method: Compression) -> None:
     """A server may compress its answers, as we allow: an error is an error all the same."""
     error, good = b"\x0a\x05wrong", b"\x12\x00"
 
