@@ -9,10 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests import models
@@ -234,6 +237,22 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path) -> None:
     server.stop()
     _assert_gone(pids, scratch)
     server.stop()
+
+
+def test_what_is_in_flight_at_the_end_has_the_time_that_triton_was_told(tmp_path: Path) -> None:
+    # The request waits this long for others to share a batch with; we would end the server after 8 s.
+    waits = "dynamic_batching { max_queue_delay_microseconds: 10000000 }"
+    add_model(tmp_path, "relu", models.relu(), config("relu", 8, *WIDE, waits))
+    answers: list[Any] = []
+    x = np.ones((1, 4), np.float32)
+    with EmbeddedServer(tmp_path, extra_args=["--exit-timeout-secs=60"]) as server:
+        control = connect(server.http_url)
+        asking = threading.Thread(target=lambda: answers.append(control.infer("relu", "", {"x": x})["y"]))
+        asking.start()
+        pending = re.compile(r'^nv_inference_pending_request_count\{model="relu",.*\} 1$', re.MULTILINE)
+        assert _eventually(lambda: pending.search(read_metrics(server.metrics_url)) is not None)
+    asking.join()
+    np.testing.assert_array_equal(answers[0], x)
 
 
 @pytest.mark.parametrize("victim", ["parent", "supervisor", "tritonserver"])

@@ -28,7 +28,7 @@ from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, port_taken
 from tritongen.serving.installation import Installation, find_installation
 from tritongen.serving.log_relay import LogRelay
-from tritongen.serving.ports import check_port, free_ports, ipv4_address
+from tritongen.serving.ports import check_port, dialled, free_ports, ipv4_address
 from tritongen.serving.scratch import (
     interpreter_folder,
     is_safe,
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 # How long Triton waits for requests in flight; also for idle keep-alive connections, before it unloads.
 EXIT_TIMEOUT_S = 4
+_EXIT_TIMEOUT = re.compile(r"--exit-timeout-secs=(\d+)")
+# After that it unloads its models, before it is killed.
+UNLOAD_S = 4
 POLL_S = 0.05
 PORT_ATTEMPTS = 3
 METRICS_TIMEOUT_S = 5.0
@@ -92,15 +95,15 @@ class EmbeddedServer:
 
     @property
     def http_url(self) -> str:
-        return f"http://{_dialled(self.host)}:{self.http_port}"
+        return f"http://{dialled(self.host)}:{self.http_port}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{_dialled(self.host)}:{self.grpc_port}"
+        return f"grpc://{dialled(self.host)}:{self.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{_dialled(self.host)}:{self.metrics_port}/metrics"
+        return f"http://{dialled(self.host)}:{self.metrics_port}/metrics"
 
     @property
     def pid(self) -> int:
@@ -154,7 +157,7 @@ class EmbeddedServer:
             if self._process.poll() is None:
                 self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(3 * EXIT_TIMEOUT_S)
+                self._process.wait(self._exit_timeout_s() + 2 * UNLOAD_S)
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
@@ -228,7 +231,7 @@ class EmbeddedServer:
                 "PATH": [str(interpreter_folder(scratch))],
                 "LD_LIBRARY_PATH": [str(installation.libpython.parent), str(installation.libraries)],
             },
-            "grace_s": 2 * EXIT_TIMEOUT_S,
+            "grace_s": self._exit_timeout_s() + UNLOAD_S,
             "shm_prefix": shm_prefix(scratch),
             "scratch": str(scratch),
         }
@@ -256,7 +259,7 @@ class EmbeddedServer:
             f"--cache-directory={installation.caches}",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix(scratch)}",
             "--disable-auto-complete-config",
-            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            f"--exit-timeout-secs={self._exit_timeout_s()}",
             f"--http-address={self.host}",
             f"--grpc-address={self.host}",
             f"--metrics-address={self.host}",
@@ -274,6 +277,11 @@ class EmbeddedServer:
         if size := _default_cache_bytes(self.repository) if self.cache_bytes is None else self.cache_bytes:
             command.append(f"--cache-config=local,size={size}")
         return [*command, *self.extra_args]
+
+    def _exit_timeout_s(self) -> int:
+        """How long requests in flight have at the end: as Triton's own flag says, if it is given."""
+        given = [int(found[1]) for arg in self.extra_args if (found := _EXIT_TIMEOUT.fullmatch(arg))]
+        return given[-1] if given else EXIT_TIMEOUT_S
 
     def _loads_while_it_runs(self) -> bool:
         explicit = self.model_control == "explicit" or self.load is not None
@@ -351,8 +359,11 @@ def check_repository(repository: Path, models: Sequence[str] = ()) -> None:
             )
 
 
-def stop_process(pid: int, timeout_s: float = 3.0 * EXIT_TIMEOUT_S) -> bool:
-    """End the server whose supervisor is `pid`; False if it still runs after `timeout_s`."""
+def stop_process(pid: int, timeout_s: float = 120.0) -> bool:
+    """End the server whose supervisor is `pid`; False if it still runs after `timeout_s`.
+
+    The supervisor kills it when its time for requests in flight is over: that decides, not this limit.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + timeout_s
@@ -367,11 +378,6 @@ def stop_process(pid: int, timeout_s: float = 3.0 * EXIT_TIMEOUT_S) -> bool:
 def _default_cache_bytes(repository: Path) -> int:
     configs = (path.read_text(errors="replace") for path in repository.glob("*/config.pbtxt"))
     return DEFAULT_CACHE_BYTES if any(map(_WANTS_CACHE.search, configs)) else 0
-
-
-def _dialled(host: str) -> str:
-    """The address to reach a server that listens on `host`."""
-    return "127.0.0.1" if host == EVERY_ADDRESS else host
 
 
 def _is_gone(pid: int) -> bool:
