@@ -142,7 +142,8 @@ def test_many_requests_take_no_memory_but_their_samples(tmp_path: Path) -> None:
     assert len(used) == 2
     for sizes in used.values():
         known = [size for size in sizes if size]
-        assert max(known) - known[len(known) // 2] < 1_000 + requests / 2 * 0.05
+        half = len(known) // 2  # the start, with its imports, is behind it
+        assert max(known[half:]) - known[half] < 1_000 + requests / 2 * 0.05
 
 
 def children() -> list[int]:

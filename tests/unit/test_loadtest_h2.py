@@ -361,8 +361,7 @@ def test_going_away_gracefully_loses_nothing() -> None:
 
     async def act(client: H2Transport, stage: Stage) -> None:
         client.send(0, 0)
-        await stage.until(lambda: bool(held))
-        await asyncio.sleep(0.02)
+        await stage.until(lambda: bool(client._leaving))
         client.send(1, 0)
         await stage.until(lambda: 1 in stage.ends)
         held[0].answer()
