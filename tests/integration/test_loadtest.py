@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -320,6 +321,8 @@ def test_sigterm_in_the_warm_up_leaves_nothing_behind(
     with NullServer() as server:
         process = start_command(server.http_url, "--warmup", "30s")
         wait_for_load(server, 10)
+        for worker in _workers(process):  # as `timeout` does, which tells the whole group
+            os.kill(worker, signal.SIGTERM)
         process.terminate()
         shown, _ = process.communicate(timeout=120)
     assert process.returncode == 143
@@ -327,15 +330,16 @@ def test_sigterm_in_the_warm_up_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
+def _workers(command: subprocess.Popen[str]) -> list[int]:
+    processes = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [process for process in processes if _parent(process) == command.pid]
+
+
 def test_no_worker_outlives_a_killed_command() -> None:
     with NullServer() as server:
         process = start_command(server.http_url, "--workers", "2")
         wait_for_load(server, 20)
-        workers = [
-            int(entry.name)
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and _parent(int(entry.name)) == process.pid
-        ]
+        workers = _workers(process)
         assert len(workers) == 2
         process.kill()
         process.communicate(timeout=120)

@@ -32,6 +32,7 @@ from tritongen.serving.container.compose import (
     repository_of,
     source,
 )
+from tritongen.serving.container.host import look_for_gpus
 from tritongen.serving.container.images import choose_image
 
 CHECKOUT = Path(__file__).parents[2]
@@ -263,7 +264,11 @@ def test_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["compose", "init", "--cpu"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.endswith(f"docker compose -f {CPU_FILE} --env-file {ENV_FILE} up -d --build\n")
+    shown, warned = capsys.readouterr()
+    assert re.search(f"Next: docker[ -]compose -f {CPU_FILE} --env-file {ENV_FILE} up -d --build\n$", shown)
+    assert not warned
+    assert run(["compose", "init", "gpu"]) == 0
+    warned = capsys.readouterr().err
+    assert ("tritongen compose init --cpu" in warned) == (look_for_gpus() == ((), None))
     assert run(["compose", "inti"]) == 2
     assert "did you mean 'init'?" in capsys.readouterr().err

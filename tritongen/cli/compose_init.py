@@ -39,6 +39,7 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
     from tritongen.errors import InputError
     from tritongen.repository.verify import model_names
     from tritongen.serving.container.compose import init, manifests_of, repository_of, up_command
+    from tritongen.serving.container.host import look_for_gpus
     from tritongen.serving.container.launch import needs_gpu
 
     if repository is not None and not repository.is_dir():
@@ -56,6 +57,12 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
         click.echo("The image is made from the wheels in docker/wheelhouse: see the README.md there.")
         if on_gpus := [manifest.name for manifest in manifests_of(repository) if needs_gpu(manifest)]:
             click.echo(f"warning: it serves no models for a GPU: {', '.join(on_gpus)}", err=True)
+    elif look_for_gpus() == ((), None):
+        click.echo(
+            "warning: these files ask for a GPU, and this machine has none; without one: "
+            "tritongen compose init --cpu",
+            err=True,
+        )
     if not repository.is_dir() or not model_names(repository):
         at = "" if repository == DEFAULT_REPOSITORY else f" --repository {repository}"
         click.echo(f"Nothing is in {repository} to serve yet; first: tritongen build MODEL.onnx{at}")

@@ -205,7 +205,9 @@ class ClosedLoop(Sender):
 
 def main(folder: str, worker: int, handle: int) -> None:
     """Run worker number `worker` of the job in `folder`, talking over the inherited socket `handle`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and decides
+    # The parent hears them too, where a terminal or `timeout` tells the whole group, and decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tritongen.errors import RepositoryError, RequirementError, SpecError, TritongenError
 from tritongen.files import write_text
+from tritongen.serving.container.engine import find_compose
 from tritongen.serving.container.images import choose_image
 
 if TYPE_CHECKING:
@@ -133,9 +134,13 @@ def init(
 
 
 def up_command(*, cpu: bool) -> str:
-    """What starts the server, in the folder of the files."""
+    """What starts the server, in the folder of the files, in the words of the Compose on this machine."""
+    try:
+        words = find_compose().words
+    except RequirementError:
+        words = "docker compose"
     file, build = (f"-f {CPU_FILE} ", " --build") if cpu else ("", "")
-    return f"docker compose {file}--env-file {ENV_FILE} up -d{build}"
+    return f"{words} {file}--env-file {ENV_FILE} up -d{build}"
 
 
 def _is_irregular(path: Path) -> bool:
