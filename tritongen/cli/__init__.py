@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from tritongen import __version__
+from tritongen.cli.stopping import INTERRUPTED
 from tritongen.errors import ExitCode, InputError, SpecError, TritongenError
 
 # name → (module with a `command` object, the help line). Modules are imported only when their command runs,
@@ -103,7 +104,7 @@ def run(argv: list[str] | None = None) -> int:
         result: Any = cli.main(args=argv, standalone_mode=False, prog_name="tritongen")
     except click.exceptions.Abort:
         click.echo("stopped", err=True)
-        return 130
+        return INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return ExitCode.USAGE

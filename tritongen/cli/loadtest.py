@@ -10,7 +10,7 @@ import click
 
 from tritongen.cli import load_options, options
 from tritongen.cli.composed import compose_flags, composed
-from tritongen.cli.stopping import until_stopped
+from tritongen.cli.stopping import INTERRUPTED, until_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tritongen.runs.loadtest import LoadReport
     from tritongen.runs.peak import PeakReport
 
-_INTERRUPTED = 130
 _SEARCH_LEAST_S, _SEARCH_MOST_S = 15.0, 60.0
 """A search makes up to sixteen probes."""
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -161,7 +160,7 @@ def _search(flags: dict[str, Any], json_file: Path | None, svg: Path | None) -> 
     with progress(console(stderr=True)) as events:
         peak = find_max(settings, events=events, machine=current_machine())
     _show_peak(peak, json_file, svg)
-    return _INTERRUPTED if peak.partial else EXIT_CODES[peak.outcome]
+    return INTERRUPTED if peak.partial else EXIT_CODES[peak.outcome]
 
 
 def _test(
@@ -192,7 +191,7 @@ def _test(
     _write_exports(report, junit, prometheus)
     if samples is not None:
         write_samples(samples, measured.samples, measured.start_ns)
-    return _INTERRUPTED if report.partial else EXIT_CODES[report.outcome]
+    return INTERRUPTED if report.partial else EXIT_CODES[report.outcome]
 
 
 _Files: TypeAlias = "tuple[Path | None, ...]"

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tritongen.cli import load_options, options
-from tritongen.cli.stopping import until_stopped
+from tritongen.cli.stopping import INTERRUPTED, until_stopped
 
 if TYPE_CHECKING:
     from tritongen.cli.servers import Server
     from tritongen.runs.reload import ReloadReport
-
-_INTERRUPTED = 130
 
 
 @click.command(
@@ -81,7 +79,7 @@ def command(
                 report = reload_model(control, held, model, to=to, timeout_s=timeout, events=events)
         except KeyboardInterrupt:
             click.echo("stopped: what serves was checked, and the same command goes on from here", err=True)
-            return _INTERRUPTED
+            return INTERRUPTED
         click.echo(report.model_dump_json(by_alias=True, indent=2) if as_json else _text(report))
         return 0
 

@@ -68,7 +68,7 @@ def reload_model(
             control.unload(shadow_name(name), timeout_s)
             events(Event(_STAGE, "note", "what an interrupted reload had left is removed", subject=name))
         disk, server = Disk(repository, name), f"{about.name} {about.version}"
-        reload = _Reload(control, disk, repository, name, timeout_s, events, server)
+        reload = _Reload(control, disk, timeout_s, events, server)
         return reload.run(to)
 
 
@@ -76,8 +76,6 @@ def reload_model(
 class _Reload:
     control: ServerControl
     disk: Disk
-    repository: Path
-    name: str
     timeout_s: float
     events: EventSink
     server: str
@@ -94,14 +92,14 @@ class _Reload:
         if aside is not None:
             self.disk.check_whole(new)
         elif served == new.version and self._answers_already(new):
-            return self._report(new, served, self._compare(new, self.name), "unchanged")
+            return self._report(new, served, self._compare(new, self.disk.name), "unchanged")
         self._say("started", f"version {new.version} is loaded beside {_served_text(served)}")
         new, aside, old = self._protect(served, live, new, aside)
         try:
             answers, load_s = self._look_at(new, old)
         except _OtherRepositoryError:
             if self.displaced is not None:
-                put_in_service(self.displaced, self.repository)
+                put_in_service(self.displaced, self.disk.repository)
             raise
         except (RefusedError, ReloadError) as error:
             raise self._refused(served, new, aside, error) from None
@@ -111,7 +109,7 @@ class _Reload:
         if before is not None and damaged is not None:
             reject(before, damaged.message)
             before = None
-        confirm(self.repository, self.name, before)
+        confirm(self.disk.repository, self.disk.name, before)
         report = self._report(self.disk.live(), served, answers, "switched")
         return report.model_copy(
             update={"load_s": load_s, "switch_s": switch_s, "kept": before.version if before else None}
@@ -119,21 +117,21 @@ class _Reload:
 
     def _served(self) -> int | None:
         """The version that clients without one get; None if the model is not loaded."""
-        entries = [entry for entry in self.control.index() if entry.name == self.name]
+        entries = [entry for entry in self.control.index() if entry.name == self.disk.name]
         ready = [entry.version for entry in entries if entry.state == "READY"]
-        if not entries and self.control.is_ready(self.name):
+        if not entries and self.control.is_ready(self.disk.name):
             # Triton lists the folders of its repository; it serves on what has none any more.
-            ready = list(self.control.model_metadata(self.name).versions)
+            ready = list(self.control.model_metadata(self.disk.name).versions)
         return max((int(version) for version in ready if version.isdecimal()), default=None)
 
     def _answers_already(self, live: State) -> bool:
         """Whether the server runs this very state."""
         states = self.disk.kept()
         rebuilt = any(each.version == live.version and each.rejected is None for each in states)
-        in_force = self.control.model_config(self.name)
+        in_force = self.control.model_config(self.disk.name)
         if rebuilt or changed_fields(live.config, in_force):
             return False
-        return all(each.passed for each in self._compare(live, self.name))
+        return all(each.passed for each in self._compare(live, self.disk.name))
 
     def _protect(
         self, served: int | None, live: State | None, new: State, aside: Kept | None
@@ -142,7 +140,7 @@ class _Reload:
         states = self.disk.kept()
         old = next((k for k in states if k.version == served and k.rejected is None and k != aside), None)
         if old is not None and (live is None or live.version != served or aside is None):
-            self.displaced = put_in_service(old, self.repository, sets_aside=aside is None)
+            self.displaced = put_in_service(old, self.disk.repository, sets_aside=aside is None)
             if aside is None and self.displaced is not None:
                 new, aside = state_of(self.displaced), self.displaced
         live, _ = self.disk.found()
@@ -157,7 +155,7 @@ class _Reload:
 
     def _look_at(self, new: State, old: State | None) -> tuple[tuple[OutputError, ...], float]:
         """Load the new version under another name and compare its answers; ReloadError if they differ."""
-        shadow = Shadow(self.repository, self.control, new, old, self.timeout_s)
+        shadow = Shadow(self.disk.repository, self.control, new, old, self.timeout_s)
         started = time.perf_counter()
         try:
             with shadow.loaded():
@@ -175,7 +173,7 @@ class _Reload:
             raise _OtherRepositoryError(
                 f"the server at {self.control.url} serves another repository",
                 found="a model that was written into this one is not there",
-                expected=f"a server of {self.repository.resolve()}",
+                expected=f"a server of {self.disk.repository.resolve()}",
                 fix="name the server's with --repository, or the server of this one with --url",
             ) from None
         self._say("finished", f"version {new.version}: {_answers_text(answers)}")
@@ -189,16 +187,16 @@ class _Reload:
 
     def _switch(self, served: int | None, new: State, aside: Kept | None) -> tuple[Kept | None, float]:
         """Let clients have the new version; the state that was served, as it is kept now."""
-        before = put_in_service(aside, self.repository) if aside is not None else None
+        before = put_in_service(aside, self.disk.repository) if aside is not None else None
         started = time.perf_counter()
         try:
-            self.control.load(self.name, timeout_s=self.timeout_s)
+            self.control.load(self.disk.name, timeout_s=self.timeout_s)
             switch_s = time.perf_counter() - started
             self._check_switched(self.disk.live())
         except (RefusedError, ReloadError) as error:
             if before is not None:
-                before = put_in_service(before, self.repository)
-                self.control.load(self.name, timeout_s=self.timeout_s)
+                before = put_in_service(before, self.disk.repository)
+                self.control.load(self.disk.name, timeout_s=self.timeout_s)
             raise self._refused(served, new, before, error) from None
         self._wait_drained(new.version)
         self._say("finished", f"clients get version {new.version}")
@@ -208,12 +206,12 @@ class _Reload:
         served = self._served()
         if served != live.version:
             raise ReloadError(
-                f"clients do not get version {live.version} of '{self.name}' after it was loaded",
+                f"clients do not get version {live.version} of '{self.disk.name}' after it was loaded",
                 found=f"version {served}",
                 fix="look at version_policy in its config.pbtxt",
             )
-        _check_answers(live, self._compare(live, self.name))
-        differing = changed_fields(live.config, self.control.model_config(self.name))
+        _check_answers(live, self._compare(live, self.disk.name))
+        differing = changed_fields(live.config, self.control.model_config(self.disk.name))
         if differing:
             self._say("warning", f"the server runs it with other settings than its file's: {differing}")
 
@@ -221,7 +219,7 @@ class _Reload:
         """Wait for the requests that older versions are still at work on, within reason."""
         deadline = time.monotonic() + min(_DRAIN_S, self.timeout_s)
         while any(
-            entry.name == self.name and entry.state == "UNLOADING" and entry.version != str(version)
+            entry.name == self.disk.name and entry.state == "UNLOADING" and entry.version != str(version)
             for entry in self.control.index()
         ):
             if time.monotonic() > deadline:
@@ -252,7 +250,7 @@ class _Reload:
         ready = "; the server says that it is not ready, until it is restarted" if self.spoiled else ""
         goes_on = "and no other is served" if served is None else f"version {served} serves on"
         return ReloadError(
-            f"version {new.version} of '{self.name}' was not taken over; {goes_on}",
+            f"version {new.version} of '{self.disk.name}' was not taken over; {goes_on}",
             found=error.found or error.message if isinstance(error, RefusedError) else cause,
             fix=f"{disk}{ready}",
         )
@@ -261,7 +259,7 @@ class _Reload:
         self, state: State, before: int | None, answers: tuple[OutputError, ...], outcome: ReloadOutcome
     ) -> ReloadReport:
         return ReloadReport(
-            model=self.name,
+            model=self.disk.name,
             url=self.control.url,
             server=self.server,
             outcome=outcome,
@@ -271,7 +269,7 @@ class _Reload:
         )
 
     def _say(self, status: Status, message: str) -> None:
-        self.events(Event(_STAGE, status, message, subject=self.name))
+        self.events(Event(_STAGE, status, message, subject=self.disk.name))
 
 
 class _OtherRepositoryError(InputError):
