@@ -340,12 +340,12 @@ def machine() -> dict[str, Any]:
 
 
 def clocks() -> dict[str, Any]:
-    """SM and memory clock in MHz, temperature, and why the clocks are held back, through NVML."""
+    """SM and memory clock in MHz, temperature, and why the clocks of CUDA's first GPU are held back, by NVML."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = pynvml.nvmlDeviceGetHandleByPciBusId(cuda.pci_bus_id())
         return {
             "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
             "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),

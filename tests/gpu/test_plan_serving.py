@@ -242,6 +242,14 @@ def test_the_load_test_passes(built: Path, server: Server) -> None:
     assert "PASS" in said
 
 
+def test_a_load_test_sends_its_inputs_through_cuda_shared_memory(built: Path, server: Server) -> None:
+    said = passed(
+        built, "loadtest", "net", "--rate", "300", "--p99-ms", "50", "--duration", "15s",
+        "--shared-memory", "cuda",
+    )  # fmt: skip
+    assert "PASS" in said
+
+
 def test_layers_of_a_served_plan_are_told(built: Path) -> None:
     folder, manifest, _ = model_of(built, "net")
     plan = folder / "1" / manifest["model_file"]
