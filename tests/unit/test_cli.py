@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
+from typing import Any
 
+import click
 import pytest
 
 from tritongen import __version__
@@ -16,6 +19,18 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["build", "loadtest"])
+def test_long_help_has_headings_for_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command: Any = importlib.import_module(COMMANDS[name][0]).command
+    flags = [param.opts[0] for param in command.params if isinstance(param, click.Option)]
+    assert sorted(flags) == sorted(flag for section in command.sections.values() for flag in section)
+    assert run([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{heading}:\n" in shown for heading in command.sections)
+    lines = [line.split("  ")[1] for line in shown.splitlines() if line.startswith(("  -", "  --"))]
+    assert sorted(word for line in lines for word in line.split() if word in flags) == sorted(flags)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +76,7 @@ def test_signals_that_end_a_command(number: int, handler: signal.Handlers, code:
         (["build", "m.onnx", "--reference", "/nope.onnx"], "there is no reference /nope.onnx", "--reference"),
         (["schema", "trail"], "there is no schema 'trail'", "did you mean 'trial'?"),
         (["inspect", "x" * 300], "File name too long", "name another one"),
+        (["build", "x" * 300], "File name too long", "name another one"),
         (["build", "m.onnx", "--plugin", "x" * 300], "File name too long", "name another one"),
         (["build", "m\udcff.onnx"], "the command line is not UTF-8", "rename the file"),
         (["stop", "/nope"], "there is no folder /nope", "--all"),

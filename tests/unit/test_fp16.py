@@ -84,6 +84,41 @@ def test_lone_numbers_beyond_fp16_are_masks_and_clamped(tmp_path: Path) -> None:
     assert difference(model, out, {"x": np.ones((2, 4), np.float32)}) < 5e-3
 
 
+@pytest.mark.parametrize("masked", [-np.inf, np.finfo(np.float32).min])
+def test_a_mask_of_infinities_or_extreme_floats_masks_in_fp16_as_well(masked: float, tmp_path: Path) -> None:
+    """A causal attention mask: what comes later gets no weight at all."""
+    mask = np.triu(np.full((4, 4), masked, np.float32), 1)
+    proto = models.model(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["scores"]),
+            helper.make_node("Add", ["scores", "mask"], ["masked"]),
+            helper.make_node("Softmax", ["masked"], ["y"], axis=-1),
+        ],
+        [models.value("x", ["n", 4, 4])],
+        [models.value("y", ["n", 4, 4])],
+        [numpy_helper.from_array(mask, "mask"), models.weights("w", (4, 4))],
+    )
+    model, out = models.save(proto, tmp_path / "m.onnx"), tmp_path / "half.onnx"
+    to_half(model, half_recipe(), out)
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 4)).astype(np.float32)}
+    assert difference(model, out, feeds) < 5e-3
+    with OnnxRuntimeRunner(out) as half:
+        (found,) = half.infer(feeds).values()
+    assert np.all(found[:, mask != 0] == 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1e9])
+def test_arrays_with_what_fp16_cannot_carry_are_refused(bad: float, tmp_path: Path) -> None:
+    proto = models.model(
+        [helper.make_node("Add", ["x", "b"], ["y"])],
+        [models.value("x", ["n", 2])],
+        [models.value("y", ["n", 2])],
+        [numpy_helper.from_array(np.array([-np.inf, bad], np.float32), "b")],
+    )
+    with pytest.raises(ModelError, match="weight 'b' does not fit into FP16"):
+        to_half(models.save(proto, tmp_path / "m.onnx"), half_recipe(), tmp_path / "half.onnx")
+
+
 def quantized(model: Path, out: Path, opset: int) -> Path:
     recipe = replace(int8_recipes()[0], min_opset=opset)
     names = tensors_to_calibrate(model, recipe)

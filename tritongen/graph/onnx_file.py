@@ -83,17 +83,9 @@ def _texts(model: ModelProto) -> Iterator[object]:
 
 
 def _check_is_file(path: Path) -> None:
-    if path.is_dir():
-        candidates = sorted(child.name for child in path.glob("*.onnx"))
-        raise ModelError(
-            f"{path} is a folder, not an ONNX file",
-            found=f"a folder with {', '.join(candidates[:5])}"
-            if candidates
-            else "a folder without .onnx files",
-            expected="an .onnx file",
-            fix=f"give the file: {path / candidates[0]}" if candidates else None,
-        )
     try:
+        if path.is_dir():
+            raise _is_a_folder(path)
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"{path} is not a regular file", expected="an .onnx file")
@@ -102,7 +94,12 @@ def _check_is_file(path: Path) -> None:
     except FileNotFoundError:
         raise ModelError(f"there is no file {path}", expected="an .onnx file", fix="check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ModelError(f"{path} cannot be read", found=str(error), fix="check its permissions") from error
+        raise ModelError(
+            f"{path} cannot be read",
+            found=getattr(error, "strerror", None) or str(error),
+            expected="an .onnx file",
+            fix="check its permissions" if isinstance(error, PermissionError) else "name another one",
+        ) from error
     if size > _PROTOBUF_LIMIT_BYTES:
         raise ModelError(
             f"{path} is larger than a protobuf file can be",
@@ -110,6 +107,16 @@ def _check_is_file(path: Path) -> None:
             expected=f"at most {_PROTOBUF_LIMIT_BYTES} bytes, larger weights beside it",
             fix="save it with external data: onnx.save(model, path, save_as_external_data=True)",
         )
+
+
+def _is_a_folder(path: Path) -> ModelError:
+    candidates = sorted(child.name for child in path.glob("*.onnx"))
+    return ModelError(
+        f"{path} is a folder, not an ONNX file",
+        found=f"a folder with {', '.join(candidates[:5])}" if candidates else "a folder without .onnx files",
+        expected="an .onnx file",
+        fix=f"give the file: {path / candidates[0]}" if candidates else None,
+    )
 
 
 def _not_onnx(path: Path, found: str, fix: str) -> ModelError:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from tritongen.errors import BuildError, ModelError
 from tritongen.precision.bf16 import float_weights, half_to_brain
@@ -122,7 +123,7 @@ def _refuse_large_weights(proto: Any) -> None:
         # A lone number is a limit or a mask (the smallest float before a softmax): clamped, it stays one.
         if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) == 1:
             continue
-        largest = float(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0.0))
+        largest = _largest_weight(onnx.numpy_helper.to_array(tensor))
         if not largest <= LARGEST:
             raise ModelError(
                 f"weight '{tensor.name}' does not fit into FP16",
@@ -130,3 +131,13 @@ def _refuse_large_weights(proto: Any) -> None:
                 expected=f"at most {LARGEST:g}",
                 fix="leave fp16 out of the precisions",
             )
+
+
+def _largest_weight(array: NDArray[np.float32]) -> float:
+    """The largest magnitude; NaN if there is any.
+
+    Infinities, which FP16 has too, and the extreme floats, which masks have in their place, do not count.
+    """
+    magnitudes = np.abs(array)
+    counted = np.isnan(magnitudes) | (magnitudes < np.finfo(np.float32).max)
+    return float(magnitudes.max(initial=0.0, where=counted))
