@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tritongen.cli import options
+from tritongen.cli.sections import SectionedCommand
 from tritongen.cli.stopping import INTERRUPTED, until_stopped
 
 if TYPE_CHECKING:
@@ -20,7 +21,23 @@ if TYPE_CHECKING:
     from tritongen.spec import ModelSpec, Spec
 
 
+_SECTIONS = {
+    "Model": ("--name", "--shape", "--range", "--max-batch-size", "--target"),
+    "What to try": ("--engine", "--execution-provider", "--precision", "--tensorrt", "--plugin"),
+    "What is best": ("--objective", "--slo", "--p99-ms"),
+    "Accuracy": (
+        "--calibration-data", "--validation-data", "--labels", "--metric", "--accuracy-limit", "--reference",
+    ),
+    "How long it takes": ("--effort", "--build-budget", "--fresh", "--seed"),
+    "What is written": (
+        "--repository", "--run-dir", "--keep", "--keep-candidates", "--force", "--json",
+    ),
+}  # fmt: skip
+
+
 @click.command(
+    cls=SectionedCommand,
+    sections=_SECTIONS,
     help="""Autotune models and write the Triton model repository.
 
     Without arguments it builds ./tritongen.yaml. Every candidate is tried in a process of its own: accuracy
@@ -32,7 +49,7 @@ if TYPE_CHECKING:
       tritongen build model.onnx --calibration-data calib.npz --validation-data test.npz
       tritongen build detector.onnx --shape 'images=3x640x640' --objective latency
       tritongen build model.onnx --slo 'p99<=20ms' --json > build.json
-    """
+    """,
 )
 @options.models
 @options.spec_flags

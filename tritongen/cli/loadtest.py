@@ -10,6 +10,7 @@ import click
 
 from tritongen.cli import load_options, options
 from tritongen.cli.composed import compose_flags, composed
+from tritongen.cli.sections import SectionedCommand
 from tritongen.cli.stopping import INTERRUPTED, until_stopped
 
 if TYPE_CHECKING:
@@ -45,7 +46,27 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
     return click.option(flag, type=click.Path(path_type=Path), metavar="FILE", help=help_text)
 
 
+_SECTIONS = {
+    "Promise": ("--slo", "--p99-ms", "--find-max"),
+    "Load": ("--rate", "--concurrency", "--arrival", "--trace", "--mix", "--seed"),
+    "Time": ("--duration", "--min-duration", "--max-duration", "--warmup"),
+    "Server": ("--url", "--protocol", "--model-version", "--repository", "--metrics-url"),
+    "Server of Docker Compose": ("--compose", "--compose-file", "--compose-timeout"),
+    "Requests": ("--batch-size", "--data", "--shape", "--range"),
+    "Sending": (
+        "--timeout", "--max-in-flight", "--workers", "--compression", "--streaming", "--shared-memory",
+        "--grpc-client",
+    ),
+    "TLS, tokens and headers": (
+        "--header", "--token-env", "--token-file", "--tls-ca", "--tls-cert", "--tls-key", "--tls-insecure",
+    ),
+    "What is written": ("--json", "--samples", "--junit", "--prometheus", "--svg"),
+}  # fmt: skip
+
+
 @click.command(
+    cls=SectionedCommand,
+    sections=_SECTIONS,
     help="""Check requests/s and P99 of MODEL against a running server (Triton, or any KServe v2 server).
 
     With objectives it looks at the data a few times, from --min-duration on, and ends as soon as all are
@@ -66,7 +87,7 @@ def _file(flag: str, help_text: str) -> options.Decorator[Any]:
                 4 cannot tell (INVALID)             5 server or model not ready, or gone (ERROR)
                 2 cannot be used as given           130 stopped by Ctrl-C      1 anything else
                 143 stopped by SIGTERM
-    """
+    """,
 )
 @click.argument("model", metavar="MODEL")
 @click.option(
