@@ -104,6 +104,8 @@ def test_background_serves_until_it_is_stopped(
     assert server.log_file is not None
     assert "Started HTTPService" in Path(server.log_file).read_text()
     assert not list(repository.glob(".*"))  # nothing that Triton would take for a model
+    (listed,) = json.loads(_tritongen(["ps", "--json"], environment).stdout)["servers"]
+    assert (listed["pid"], listed["state"]) == (server.pid, "ready")
 
     second = _tritongen(["serve", str(repository), *FREE_PORTS], environment)
     assert second.returncode == 1
@@ -246,7 +248,7 @@ def test_a_model_by_name(repository: Path, environment: Mapping[str, str], tmp_p
         ["serve", str(repository), "--background", "--model", "relu", *FREE_PORTS], environment
     )
     assert chosen.returncode == 0, chosen.stderr
-    assert _tritongen(["stop"], environment).returncode == 0
+    assert _tritongen(["stop"], environment, repository.parent).returncode == 0
 
     unknown = _tritongen(["serve", str(repository), "--model", "relo", *FREE_PORTS], environment)
     assert unknown.returncode == 2

@@ -1,16 +1,23 @@
-"""Which server a command without an address means."""
+"""Which server a command without an address means, and the list of those that run."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from tritongen.cli import run
 from tritongen.cli.servers import Server, compose_command, find_server, is_served
 from tritongen.serving.container.compose import init
 from tritongen.serving.registry import SCHEMA, RunningServer, process_identity, record_path
@@ -49,12 +56,13 @@ def write_env(folder: Path, http_port: int, address: str = "127.0.0.1") -> None:
     (folder / "triton.env").write_text("\n".join(lines), encoding="utf-8")
 
 
-def serve(folder: Path, repository: Path, port: int) -> None:
-    """A record of `tritongen serve`, whose process is this one."""
+def serve(folder: Path, repository: Path, port: int, pid: int | None = None) -> None:
+    """A record of `tritongen serve`, whose process is `pid` or this one."""
+    pid = pid or os.getpid()
     record = RunningServer(
         repository=str(repository.resolve()),
-        pid=os.getpid(),
-        process=process_identity(os.getpid()),
+        pid=pid,
+        process=process_identity(pid),
         http_url=f"http://127.0.0.1:{port}",
         grpc_url=f"grpc://127.0.0.1:{port + 1}",
         metrics_url=f"http://127.0.0.1:{port + 2}/metrics",
@@ -156,3 +164,47 @@ def test_a_given_address(folder: Path, listen: Listen) -> None:
     elsewhere = find_server("http://there:8000", None)
     assert elsewhere == Server("http://there:8000", None, None, None, own=False)
     assert elsewhere.address("grpc") == "http://there:8000"
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that may be stopped."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        yield child
+        child.kill()
+
+
+def test_ps_lists_what_runs_and_drops_what_is_gone(
+    folder: Path, process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["ps"]) == 0
+    assert capsys.readouterr().out == "no server runs\n"
+    serve(folder, folder / "model_repository", 1, process.pid)
+    before_s = time.time()
+    assert run(["ps"]) == 0
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["pid", "ready", "up", "HTTP", "gRPC", "metrics", "repository"]
+    wanted = rf"{process.pid} +no answer +\d+ s +http://127.0.0.1:1 +2 +3 +{folder}/model_repository"
+    assert re.fullmatch(wanted, line)
+    assert run(["ps", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["servers"]
+    assert (listed["pid"], listed["state"]) == (process.pid, "no answer")
+    assert listed["repository"] == str(folder / "model_repository")
+    assert abs(datetime.fromisoformat(listed["started"]).timestamp() - before_s) < 60
+    process.kill()
+    process.wait()
+    assert run(["ps", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["servers"] == []
+
+
+def test_stop_without_a_name_spares_the_server_of_another_project(
+    folder: Path, process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "model_repository" / "net").mkdir()
+    serve(folder, folder.parent / "another", 1, process.pid)
+    assert run(["stop"]) == 0
+    assert f"no server of model_repository runs; but {folder.parent}/another" in capsys.readouterr().out
+    assert process.poll() is None
+    (folder / "model_repository" / "net").rmdir()
+    assert run(["stop"]) == 0
+    assert process.wait() == -signal.SIGTERM

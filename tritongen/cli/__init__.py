@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("tritongen.cli.build", "Autotune models and write the Triton model repository."),
     "verify": ("tritongen.cli.verify", "Check a model repository against its manifest and a server."),
     "serve": ("tritongen.cli.serve", "Serve a repository with a real Triton on this machine."),
+    "ps": ("tritongen.cli.ps", "List the servers that `serve` has running."),
     "stop": ("tritongen.cli.stop", "Stop a server that `serve --background` started."),
     "reload": ("tritongen.cli.reload", "Let a running server take over a new version, checked first."),
     "loadtest": ("tritongen.cli.loadtest", "Check requests/s and P99 against a running server."),

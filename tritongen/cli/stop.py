@@ -7,20 +7,24 @@ from pathlib import Path
 
 import click
 
+from tritongen.cli.options import DEFAULT_REPOSITORY
+
 
 @click.command(short_help="Stop a server that `serve --background` started.")
 @click.argument("repository", type=click.Path(path_type=Path), required=False)
 @click.option("--all", "every", is_flag=True, help="Stop every server that tritongen started.")
 def command(repository: Path | None, every: bool) -> int:
-    """End the server of REPOSITORY (by default ./model_repository, or the only one that runs).
+    """End the server of REPOSITORY: by default ./model_repository, or without models there the only one.
 
-    Requests in flight are given a few seconds. Nothing to stop is no error.
+    `tritongen ps` lists what runs. Requests in flight are given a few seconds. Nothing to stop is no error.
     """
     from tritongen.errors import InputError
     from tritongen.serving.registry import choose_server, listing, running_servers, state_folder
 
     state = state_folder(os.environ)
     running = running_servers(state)
+    if repository is None and any(DEFAULT_REPOSITORY.glob("*")):
+        repository = DEFAULT_REPOSITORY  # the only one that runs may be that of another project
     if every:
         chosen = running
     else:

@@ -46,6 +46,12 @@ class RunningServer:
     def alive(self) -> bool:
         return process_identity(self.pid) == self.process
 
+    @property
+    def started_s(self) -> float:
+        """When the process was started, in seconds since the epoch."""
+        after_boot_s = int(self.process.rpartition(":")[2]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + after_boot_s
+
 
 def state_folder(environment: Mapping[str, str]) -> Path:
     """Where records and logs are kept: XDG's state folder, or the temporary one where there is no home.
