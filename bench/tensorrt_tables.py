@@ -56,8 +56,13 @@ def latency(model: str, file: str) -> str:
     plans = {row["variant"]: row for row in results(file)}
     base = medians(plans["fp32"], graph=True)[64] if "fp32" in plans else None
     rows: list[list[object]] = []
-    eager = {(r["precision"], r["batch"]): r["median_ms"] for r in read("torch_eager.json")["eager"]
-             if r["model"] == model}  # fmt: skip
+    eager = {
+        (r["precision"], r["batch"]): r["median_ms"]
+        for found in map(read, names("torch_eager*.json"))
+        if found["machine"]["gpu"] == gpu(file)
+        for r in found["eager"]
+        if r["model"] == model
+    }
     if eager:
         rows += [
             [name, *(f"{eager[key, b]:.2f}" for b in BATCHES), ratio(base, eager[key, 64])]
@@ -70,12 +75,27 @@ def latency(model: str, file: str) -> str:
             if name in plans:
                 found = medians(plans[name], graph=graph, transfers=transfers)
                 rows.append([words + how, *(f"{found[b]:.3f}" for b in BATCHES), ratio(base, found[64])])
-    return table((f"{NAMES[model]}, median ms", *(f"batch {b}" for b in BATCHES), "× FP32 plan at 64"), rows)
+    head = f"{NAMES[model]}, {short(gpu(file))}, median ms"
+    return table((head, *(f"batch {b}" for b in BATCHES), "× FP32 plan at 64"), rows)
 
 
 def results(file: str) -> list[dict[str, Any]]:
     """The rows of a results file; none if that bench has not been run."""
     return list(read(file)["results"]) if (RESULTS / file).exists() else []
+
+
+def names(pattern: str) -> list[str]:
+    """The results files of that pattern."""
+    return sorted(file.name for file in RESULTS.glob(pattern))
+
+
+def gpu(file: str) -> str:
+    return str(read(file)["machine"]["gpu"])
+
+
+def short(name: str) -> str:
+    """ "NVIDIA H100 80GB HBM3" → "H100"."""
+    return name.removeprefix("NVIDIA ").split()[0]
 
 
 def medians(row: dict[str, Any], *, graph: bool, transfers: bool = False) -> dict[int, float]:
@@ -98,7 +118,8 @@ def layers() -> str:
         for row in results(file):
             found = row["layers_at_64"]
             kinds = ", ".join(f"{kind} {ms:.2f}" for kind, ms in sorted(found["ms_by_precision"].items()))
-            rows.append((row["model"], row["variant"], found["layers"], found["reformats"], kinds))
+            where = f"{row['variant']}, {short(gpu(file))}"
+            rows.append((row["model"], where, found["layers"], found["reformats"], kinds))
     return table(("model", "plan", "layers", "of them reformats", "ms at batch 64, layer by layer"), rows)
 
 
@@ -117,15 +138,19 @@ def builds() -> str:
 
 
 def profiles() -> str:
-    """Profiles and CUDA graphs of ResNet-50 FP16."""
+    """Profiles, CUDA graphs and tuning axes of ResNet-50 FP16, a table for each GPU."""
+    return "\n\n".join(map(profiles_of, names("tensorrt_profiles*.json")))
+
+
+def profiles_of(file: str) -> str:
     rows = [
         [PROFILE_NAMES[row["variant"]] + ("" if graph else ", without CUDA graph"), row["build_seconds"],
          *(f"{medians(row, graph=graph)[b]:.3f}" for b in BATCHES)]
-        for row in results("tensorrt_profiles.json")
+        for row in results(file)
         for graph in (True, False)
     ]  # fmt: skip
-    head = ("ResNet-50 FP16, median ms", "built in s", *(f"batch {b}" for b in BATCHES))
-    return table(head, rows)
+    head = f"ResNet-50 FP16, {short(gpu(file))}, median ms"
+    return table((head, "built in s", *(f"batch {b}" for b in BATCHES)), rows)
 
 
 PROFILE_NAMES = {
@@ -144,22 +169,32 @@ PROFILE_NAMES = {
 
 def contexts() -> str:
     """k contexts at once, copies included."""
-    points = next((row["contexts"] for row in results("tensorrt_profiles.json") if row["contexts"]), [])
     rows = [
-        (p["contexts"], p["batch"], f"{p['median_ms']:.3f}", f"{p['p99_ms']:.3f}", f"{p['per_second']:,.0f}",
+        (f"{short(gpu(file))}, {'profiles for 1, 8, 64' if row['variant'] == 'own-profiles' else 'one profile'}", p["contexts"], p["batch"],
+         f"{p['median_ms']:.3f}", f"{p['p99_ms']:.3f}", f"{p['per_second']:,.0f}",
          f"{p['device_bytes'] / 2**20:.0f}")
-        for p in points
+        for file in names("tensorrt_profiles*.json")
+        for row in results(file)
+        for p in row["contexts"]
     ]  # fmt: skip
-    head = ("contexts at once", "batch", "median ms", "P99 ms", "inferences/s", "MiB of GPU memory each")
+    head = (
+        "plan",
+        "contexts at once",
+        "batch",
+        "median ms",
+        "P99 ms",
+        "inferences/s",
+        "MiB of GPU memory each",
+    )
     return table(head, rows)
 
 
 def serving() -> str:
     """The bare engine beside what the embedded server answers, and where a request's time goes."""
     rows = []
-    for file in sorted(RESULTS.glob("tensorrt_serving_*.json")):
-        found = read(file.name)
-        who = f"{found['model']} {found['variant']}"
+    for file in names("tensorrt_serving_*.json"):
+        found = read(file)
+        who = f"{found['model']} {found['variant']}, {short(gpu(file))}"
         rows += [
             (who, f"bare engine, batch {p['batch_size']}", f"{p['throughput']:,.0f}", f"{p['median_ms']:.2f}",
              f"{p['p99_ms']:.2f}", "", "")
