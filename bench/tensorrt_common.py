@@ -340,7 +340,7 @@ def machine() -> dict[str, Any]:
 
 
 def clocks() -> dict[str, Any]:
-    """SM and memory clock in MHz, temperature, and why the clocks of CUDA's first GPU are held back, by NVML."""
+    """SM and memory clock in MHz, temperature and reasons of throttling of CUDA's first GPU, by NVML."""
     try:
         import pynvml
 

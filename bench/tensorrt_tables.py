@@ -169,29 +169,22 @@ PROFILE_NAMES = {
 
 def contexts() -> str:
     """k contexts at once, copies included."""
+    tuned = {"own-profiles": "profiles for 1, 8 and 64"}
     rows = [
-        (f"{short(gpu(file))}, {'profiles for 1, 8, 64' if row['variant'] == 'own-profiles' else 'one profile'}", p["contexts"], p["batch"],
+        (f"{short(gpu(file))}, {tuned.get(row['variant'], 'one profile')}", p["contexts"], p["batch"],
          f"{p['median_ms']:.3f}", f"{p['p99_ms']:.3f}", f"{p['per_second']:,.0f}",
          f"{p['device_bytes'] / 2**20:.0f}")
         for file in names("tensorrt_profiles*.json")
         for row in results(file)
         for p in row["contexts"]
     ]  # fmt: skip
-    head = (
-        "plan",
-        "contexts at once",
-        "batch",
-        "median ms",
-        "P99 ms",
-        "inferences/s",
-        "MiB of GPU memory each",
-    )
+    head = ("plan", "at once", "batch", "median ms", "P99 ms", "inferences/s", "MiB of GPU memory each")
     return table(head, rows)
 
 
 def serving() -> str:
     """The bare engine beside what the embedded server answers, and where a request's time goes."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for file in names("tensorrt_serving_*.json"):
         found = read(file)
         who = f"{found['model']} {found['variant']}, {short(gpu(file))}"
@@ -287,7 +280,8 @@ def filled(page: str) -> str:
     """The page with every marked section made anew."""
     for name, make in SECTIONS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        page = pattern.sub(lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", page)
+        text = make().replace("\\", r"\\")
+        page = pattern.sub(rf"\g<1>{text}\n\g<2>", page)
     return page
 
 
