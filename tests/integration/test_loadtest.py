@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,6 +198,20 @@ def test_events_tell_the_progress() -> None:
     assert {event.stage for event in seen} == {"loadtest"}
     fractions = [event.fraction for event in seen if event.fraction is not None]
     assert fractions == sorted(fractions)
+
+
+def test_answers_that_are_awaited_after_the_schedule_are_told() -> None:
+    def behave(number: int, _elapsed_s: float) -> Act:
+        return Act("answer" if number < 1 else "hang")
+
+    seen: list[Event] = []
+    length: dict[str, Any] = {"duration_s": 0.5, "warmup_s": 0.1, "timeout_s": 2.5}
+    with NullServer(behave) as server:
+        settings = Settings(MODEL, server.http_url, rate=10, arrival="constant", **length)
+        run_load_test(settings, events=seen.append)
+    (note,) = (event.message for event in seen if event.status == "note")
+    assert re.fullmatch(r"everything is sent; waiting for 5 answers, at most [12] s more \(--timeout\)", note)
+    assert "waiting for" in [event.message for event in seen if event.status == "progress"][-1]
 
 
 def test_a_model_that_is_not_ready_or_not_there() -> None:

@@ -65,7 +65,7 @@ def late_sends(evidence: Evidence, slos: Sequence[Slo]) -> str | None:
     for slo in slos:
         if slo.unit != "ms":
             continue
-        limit = max(_LEAST_LAG_MS, slo.limit * _LAG_OF_LIMIT)
+        limit = _late_ms(slo.limit)
         allowed = (1 - (slo.percentile if slo.percentile is not None else 50) / 100) / 2
         share = float((lag_ms > limit).mean())
         if share > allowed:
@@ -101,6 +101,16 @@ def out_of_reach(evidence: Evidence, slos: Sequence[Slo]) -> list[str]:
 def lowest_limit_ms(slos: Sequence[Slo]) -> float | None:
     """The strictest limit on a latency; None where there is none."""
     return min((slo.limit for slo in slos if slo.unit == "ms"), default=None)
+
+
+def late_ms(slos: Sequence[Slo]) -> float:
+    """The lag (ms) from which on a send counts as late: the strictest objective says."""
+    limit = lowest_limit_ms(slos)
+    return _BEHIND_MS if limit is None else _late_ms(limit)
+
+
+def _late_ms(limit_ms: float) -> float:
+    return max(_LEAST_LAG_MS, limit_ms * _LAG_OF_LIMIT)
 
 
 def growing_backlog(evidence: Evidence) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tritongen.loadtest import statistics
-from tritongen.loadtest.samples import DTYPE, PENDING, Samples
+from tritongen.loadtest.samples import DTYPE, LATE, NOT_SENT, PENDING, Samples
 
 _WINDOW_NS = 5_000_000_000
 _MOST_ROWS = 200_000
@@ -24,13 +24,19 @@ class LiveFigures:
     """Answers per second."""
     p99_ms: float
     failed: int
+    """Sent, and not answered well."""
+    unsent: int
+    """For want of room in flight, or because the sender was behind."""
+    late: int
+    """Sent, but not on time."""
 
 
 class Live:
-    """Reads only what is new; nothing is judged by it."""
+    """Reads only what is new; nothing is judged by it. `late_ms` is the lag from which on a send is late."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], late_ms: float) -> None:
         self._paths = paths
+        self._late_ms = late_ms
         self._positions = [0] * len(paths)
 
     def look(self, start_ns: int, now_ns: int) -> LiveFigures | None:
@@ -41,10 +47,21 @@ class Live:
         if len(recent) == 0 or now_ns <= since:
             return None
         answered = int(recent.ok.sum())
+        sent = ~np.isin(recent.rows["status"], (LATE, NOT_SENT))
         return LiveFigures(
             rate=answered / ((now_ns - since) / 1e9),
             p99_ms=statistics.percentile(recent.response_ms, 99),
-            failed=len(recent) - answered,
+            failed=int(sent.sum()) - answered,
+            unsent=int((~sent).sum()),
+            late=int((sent & (recent.lag_ms > self._late_ms)).sum()),
+        )
+
+    def pending(self) -> int:
+        """How many requests of an open loop have not ended; all rows of its files are one each."""
+        rows = (np.memmap(path, DTYPE, "r") for path in self._paths)
+        return sum(
+            int((each["status"][position:] == PENDING).sum())
+            for each, position in zip(rows, self._positions, strict=True)
         )
 
     def _recent(self, worker: int, since: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 
 from tritongen.errors import RequirementError
+from tritongen.loadtest.evidence import late_ms
 from tritongen.loadtest.fleet import Fleet
-from tritongen.loadtest.live import Live
+from tritongen.loadtest.live import Live, LiveFigures
 from tritongen.loadtest.monitor import Monitor
 from tritongen.loadtest.plan import LookPlan, LookPoint
 from tritongen.loadtest.record import Measurement, look_result, make_evidence
@@ -30,10 +32,11 @@ class Watch:
     ) -> None:
         self._settings, self._fleet, self._monitor = settings, fleet, monitor
         self._plan, self._events = plan, events
-        self._live = Live(fleet.sample_paths())
+        self._live = Live(fleet.sample_paths(), late_ms(settings.slos))
         self._looks: list[LookResult] = []
         self._waiting = list(plan.points[:-1])
         self._start_ns = 0
+        self._told = False
 
     def run(self) -> Measurement:
         """Wait for the workers or for a look that decides; KeyboardInterrupt ends it early."""
@@ -118,25 +121,46 @@ class Watch:
         return False
 
     def _show(self, now: int) -> None:
-        """The last seconds in one line, and how far it is to the next look."""
+        """The last seconds in one line, and what is waited for."""
         elapsed = max(0.0, (now - self._start_ns) / 1e9)
         length = self._plan.points[-1].offset_ns / 1e9
         parts = [f"{min(elapsed, length):.0f} of {length:g} s"]
         figures = self._live.look(self._start_ns, now)
         data: dict[str, float | None] = {}
         if figures is not None:
+            parts += _in_words(figures)
             finite = math.isfinite(figures.p99_ms)
-            parts += [
-                f"{figures.rate:.0f} answers/s",
-                f"P99 {figures.p99_ms:.1f} ms" if finite else "P99 beyond all answers",
-                f"{figures.failed} errors",
-            ]
-            data = {
-                "rate": figures.rate,
-                "p99_ms": figures.p99_ms if finite else None,
-                "failed": figures.failed,
-            }
-        if self._waiting:
-            parts.append(f"may decide at {self._waiting[0].offset_ns / 1e9:.0f} s")
+            data = {**asdict(figures), "p99_ms": figures.p99_ms if finite else None}
+        if elapsed > length:
+            parts.append(self._awaited(elapsed - length))
+        elif self._waiting:
+            at_s = self._waiting[0].offset_ns / 1e9
+            parts.append(
+                f"may decide at {at_s:.0f} s"
+                if elapsed < at_s
+                else f"the look at {at_s:.0f} s waits for its last answers"
+            )
         fraction = min(1.0, elapsed / length)
         self._events(Event("loadtest", "progress", " · ".join(parts), fraction=fraction, data=data))
+
+    def _awaited(self, since_s: float) -> str:
+        """What a run waits for, so long after the end of its schedule; once also as a line that stays."""
+        left_s = max(0, math.ceil(self._settings.timeout_s - since_s))
+        count = None if self._plan.points[-1].scheduled is None else self._live.pending()
+        answers = "the last answers" if count is None else f"{count} answer{'s' * (count != 1)}"
+        text = f"waiting for {answers}, at most {left_s} s more"
+        if not self._told and since_s > _TICK_S:
+            self._told = True
+            self._events(Event("loadtest", "note", f"everything is sent; {text} (--timeout)"))
+        return text
+
+
+def _in_words(figures: LiveFigures) -> list[str]:
+    finite = math.isfinite(figures.p99_ms)
+    return [
+        f"{figures.rate:.0f} answers/s",
+        f"P99 {figures.p99_ms:.1f} ms" if finite else "P99 beyond all answers",
+        f"{figures.failed} errors",
+        *([f"{figures.unsent} not sent"] if figures.unsent else []),
+        *([f"{figures.late} sent late"] if figures.late else []),
+    ]
