@@ -90,6 +90,18 @@ def test_the_waterfall_is_of_what_the_server_counted() -> None:
     assert found.response_ms.mean > 10_000
 
 
+def test_every_promised_percentile_is_in_the_table() -> None:
+    found = report("p98.5<=20ms", "p99.99999<=20ms", "p99<=20ms", "mean<=20ms")
+    assert list(found.response_ms.percentiles) == ["p50", "p90", "p95", "p98.5", "p99", "p99.9", "p99.99999"]
+    (measured,) = [each.measured for each in found.objectives if each.slo == "p98.5<=20ms"]
+    assert found.response_ms.percentiles["p98.5"] == measured
+    lines = render(found).splitlines()
+    (start,) = [number for number, line in enumerate(lines) if line.startswith("ms  ")]
+    table = lines[start : start + 4]
+    assert "    p98.5      p99 " in table[0]
+    assert len({len(line) for line in table}) == 1
+
+
 def test_failures_are_listed_by_cause() -> None:
     found = report("error_rate<=1%", failed=600, triton=False)
     text = render(found)

@@ -75,7 +75,10 @@ def make_report(
     answers, items = summary.answers_in(measurement.samples, evidence.start_ns, evidence.end_ns)
     figures = _figures(measurement)
     last_look = [look_result(evidence, verdict, measurement.alpha)] if settings.slos else []
-    service_ms, lag_ms = summary.latency(measured.service_ms), summary.latency(measured.lag_ms)
+    percents = summary.percents_of(settings.slos)
+    response, service, lag = (
+        summary.latency(values, percents) for values in (response_ms, measured.service_ms, measured.lag_ms)
+    )
     own = _counted(measurement.samples, evidence, subject.own_requests)
     parts = explain.waterfall(summary.latency(own.lag_ms).mean, summary.latency(own.service_ms).mean, figures)
     limit = None
@@ -106,9 +109,9 @@ def make_report(
         answered=int(measured.ok.sum()),
         requests_per_s=answers / evidence.seconds,
         inferences_per_s=items / evidence.seconds,
-        response_ms=summary.latency(response_ms),
-        service_ms=service_ms,
-        sender_lag_ms=lag_ms,
+        response_ms=response,
+        service_ms=service,
+        sender_lag_ms=lag,
         p99_interval_ms=(summary.finite(interval.low), summary.finite(interval.high)),
         failures=summary.failures(measured, measurement.messages),
         warm_up=evidence.warm_up,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +13,25 @@ from tritongen.loadtest.correlation import above_headroom
 from tritongen.loadtest.samples import OK, STOPPED, Samples, cause
 from tritongen.runs.loadtest import Failure, Latency, SeriesPoint, ServerFigures, WarmUpResult
 from tritongen.serving.statistics import ModelStatistics
+from tritongen.slo import Slo
 
 PERCENTS = (50.0, 90.0, 95.0, 99.0, 99.9)
 _MOST_SLICES = 600
 
 
-def latency(values: NDArray[np.float64]) -> Latency:
+def percents_of(slos: Sequence[Slo]) -> list[float]:
+    """The usual percentiles and those that are promised, in order."""
+    return sorted({*PERCENTS, *(slo.percentile for slo in slos if slo.percentile is not None)})
+
+
+def latency(values: NDArray[np.float64], percents: Sequence[float] = PERCENTS) -> Latency:
     """Mean, percentiles and maximum of milliseconds, infinite where a request failed."""
     answered = values[np.isfinite(values)]
     return Latency(
         mean=float(answered.mean()) if len(answered) else None,
-        percentiles={f"p{percent:g}": finite(statistics.percentile(values, percent)) for percent in PERCENTS},
+        percentiles={
+            f"p{percent:.15g}": finite(statistics.percentile(values, percent)) for percent in percents
+        },
         maximum=float(answered.max()) if len(answered) else None,
     )
 

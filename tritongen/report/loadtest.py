@@ -69,15 +69,16 @@ def _throughput(report: LoadReport) -> Iterator[str]:
 
 
 def _latencies(report: LoadReport) -> Iterator[str]:
-    names = list(report.response_ms.percentiles)
-    yield "ms        " + "".join(f"{name:>9}" for name in ["mean", *names, "max"])
+    names = ["mean", *report.response_ms.percentiles, "max"]
+    widths = [max(9, len(name) + 2) for name in names]
+    yield "ms        " + "".join(map(str.rjust, names, widths))
     rows = [
         ("response", report.response_ms),
         ("service", report.service_ms),
         ("send lag", report.sender_lag_ms),
     ]
     for label, latency in rows if report.load.mode == "rate" else rows[:1]:
-        yield f"{label:<10}" + "".join(f"{_ms(value):>9}" for value in _values(latency))
+        yield f"{label:<10}" + "".join(map(str.rjust, map(_ms, _values(latency)), widths))
     low, high = report.p99_interval_ms
     yield f"          95 % confidence interval of the response P99: {_interval(low, high)}"
 
