@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_REBUILD = "build it again on this machine with `tritongen build`"
+_REBUILD = "build it again on this machine with `tritongen build` and its spec (or its ONNX file and flags)"
 
 
 @dataclass(frozen=True)

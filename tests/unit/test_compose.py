@@ -246,10 +246,12 @@ def test_the_command_says_that_there_is_nothing_to_serve(
     repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository.parent)
-    assert run(["compose", "init", "x", "--cpu", "--repository", "nope"]) == 2
-    assert "tritongen build MODEL.onnx --repository nope" in capsys.readouterr().err
-    assert run(["compose", "init", "x", "--cpu"]) == 0
-    assert "tritongen build MODEL.onnx --repository x/model_repository" in capsys.readouterr().out
+    assert run(["compose", "init", "x", "--cpu", "--repository", "no pe"]) == 2
+    assert "tritongen build MODEL.onnx --repository 'no pe'" in capsys.readouterr().err
+    assert run(["compose", "init", "a b", "--cpu"]) == 0
+    shown = capsys.readouterr()
+    assert "tritongen build MODEL.onnx --repository 'a b/model_repository'" in shown.out
+    assert "Next: cd 'a b' && " in shown.out
     assert run(["compose", "init", "--cpu"]) == 0
     shown = capsys.readouterr()
     assert "to serve yet" not in shown.out

@@ -75,7 +75,10 @@ def test_every_servable_model_is_clean(servable_model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("gone", [True, False])
 def test_the_fix_is_the_command_that_works(folder: Path, tmp_path: Path, harm: str, gone: bool) -> None:
     (folder / harm).unlink() if gone else (folder / harm).write_text("nonsense {")
-    assert all("--force" in each.fix for each in found(folder) if "tritongen build" in each.fix)
+    fixes = [each.fix for each in found(folder) if "tritongen build" in each.fix]
+    assert fixes
+    assert all("`tritongen build --force`" in each for each in fixes)
+    assert any("and its spec (or its ONNX file and flags)" in each for each in fixes)
     models.save(models.linear(), tmp_path / "linear.onnx")
     write_model(folder.parent, to_write(tmp_path / "linear.onnx", tmp_path / "again"), force=True)
     assert not found(folder)

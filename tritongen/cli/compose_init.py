@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
-from tritongen.cli.options import DEFAULT_REPOSITORY
+from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 EXAMPLES = """\b
 Examples:
@@ -46,13 +47,13 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
         raise InputError(
             f"there is no repository {repository}",
             found="no such folder",
-            fix=f"build it first: tritongen build MODEL.onnx --repository {repository}",
+            fix=f"build it first: tritongen build MODEL.onnx --repository {shlex.quote(str(repository))}",
         )
     repository = repository or repository_of(folder)
     written = init(folder, repository, "cpu" if cpu else "gpu", force=force)
     for each in written:
         click.echo(f"  {each.what:<10}{each.path}")
-    where = "" if folder == Path() else f"cd {folder} && "
+    where = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
     if cpu:
         click.echo("The image is made from the wheels in docker/wheelhouse: see the README.md there.")
         if on_gpus := [manifest.name for manifest in manifests_of(repository) if needs_gpu(manifest)]:
@@ -64,7 +65,7 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
             err=True,
         )
     if not repository.is_dir() or not model_names(repository):
-        at = "" if repository == DEFAULT_REPOSITORY else f" --repository {repository}"
+        at = "" if repository == DEFAULT_REPOSITORY else f" --repository {shlex.quote(str(repository))}"
         click.echo(f"Nothing is in {repository} to serve yet; first: tritongen build MODEL.onnx{at}")
     click.echo(f"Next: {where}{up_command(cpu=cpu)}")
     return 0

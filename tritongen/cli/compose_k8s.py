@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tritongen.cli.options import DEFAULT_REPOSITORY
+from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tritongen.serving.registry import DEFAULT_REPOSITORY
+
 if TYPE_CHECKING:
     from tritongen.spec import Spec
 
@@ -16,7 +18,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
 DEFAULT_SPEC = Path("tritongen.yaml")
-DEFAULT_REPOSITORY = Path("model_repository")
 SPEC_SUFFIXES = (".yaml", ".yml")
 _TENSORRT_FLAGS = {"tensorrt": "tensorrt", "plugin": "plugins"}
 

@@ -9,6 +9,7 @@ import click
 
 from tritongen.cli import load_options, options
 from tritongen.cli.stopping import INTERRUPTED, until_stopped
+from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from tritongen.cli.servers import Server
@@ -100,7 +101,7 @@ def _repository(server: Server, named: Path | None) -> Path:
             expected=str(named),
             fix="leave --repository away, or give the address of its server with --url",
         )
-    return named or server.repository or options.DEFAULT_REPOSITORY
+    return named or server.repository or DEFAULT_REPOSITORY
 
 
 def _text(report: ReloadReport) -> str:

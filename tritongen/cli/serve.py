@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from tritongen.serving.embedded import EmbeddedServer
@@ -22,7 +25,6 @@ Examples:
   tritongen serve -- --model-control-mode=none                     # nobody may load models while it runs
 """
 
-DEFAULT_REPOSITORY = "model_repository"
 STDOUT = Path("-")
 _LOOPBACK = ("127.", "localhost")
 OWN_FLAGS = {
@@ -141,7 +143,7 @@ def _refuse_second(state: Path, repository: Path) -> None:
         raise RequirementError(
             "this repository is being served already",
             found=listing([running]),
-            fix=f"use that one, or end it first: tritongen stop {repository}",
+            fix=f"use that one, or end it first: tritongen stop {shlex.quote(str(repository))}",
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongen.cli.options import DEFAULT_REPOSITORY
+from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from tritongen.serving.registry import RunningServer

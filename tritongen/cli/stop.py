@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tritongen.cli.options import DEFAULT_REPOSITORY
+from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 
 @click.command(short_help="Stop a server that `serve --background` started.")

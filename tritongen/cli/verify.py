@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tritongen.cli.options import DEFAULT_REPOSITORY
+from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from tritongen.cli.launching import Serving

@@ -10,6 +10,7 @@ import numpy as np
 from tritongen.autotune.closeness import EQUAL, RELATIVE_L2, Array, Closeness
 from tritongen.errors import RepositoryError
 from tritongen.reload.shadow import State
+from tritongen.repository.findings import REBUILD
 from tritongen.runs.records import OutputError
 from tritongen.serving.control import ServerControl
 
@@ -34,9 +35,7 @@ def known_answers(state: State) -> Known | None:
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError) as error:
-        raise RepositoryError(
-            f"{path} cannot be read", found=str(error), fix="build the model again with `tritongen build`"
-        ) from error
+        raise RepositoryError(f"{path} cannot be read", found=str(error), fix=REBUILD) from error
     return Known(_part(arrays, "input/"), _part(arrays, "output/"))
 
 

@@ -7,19 +7,15 @@ from pathlib import Path
 
 from tritongen.errors import InputError, RepositoryError
 from tritongen.reload.shadow import State
+from tritongen.repository.findings import REBUILD
 from tritongen.repository.kept import Kept, damage, kept_states, put_in_service, reject
-from tritongen.repository.manifest import read_manifest
-from tritongen.repository.verify import rebuild_command
+from tritongen.repository.manifest import check_repository, read_manifest
+from tritongen.repository.verify import how_to_rebuild
 
 
 def check_model(repository: Path, name: str) -> None:
     """InputError unless the repository, or what is kept beside it, holds the model."""
-    if not repository.is_dir():
-        raise InputError(
-            f"there is no model repository at {repository}",
-            found="a file" if repository.exists() else "nothing",
-            fix="name it with --repository",
-        )
+    check_repository(repository)
     if not (repository / name).is_dir() and not kept_states(repository, name):
         models = sorted(path.name for path in repository.iterdir() if path.is_dir())
         raise InputError(
@@ -62,7 +58,7 @@ class Disk:
     def put_back(self, served: int | None, damaged: RepositoryError) -> RepositoryError:
         """The served state takes the damaged one's place if it is kept; the error that says what was done."""
         whole = [k for k in self.kept() if k.rejected is None and damage(k.folder, k.manifest) is None]
-        rebuild = rebuild_command(self.folder)
+        rebuild = how_to_rebuild(self.folder)
         old = next((k for k in whole if k.version == served and not k.is_candidate), None)
         if old is not None:
             left = self.folder.exists()
@@ -73,8 +69,7 @@ class Disk:
                 f"{damaged.message}; version {served} serves on, and the repository holds it again",
                 found=damaged.found,
                 expected=damaged.expected,
-                fix=f"{f'the damaged one is in {(taken or old).slot}; ' if left else ''}"
-                "build it again with `tritongen build`",
+                fix=f"{f'the damaged one is in {(taken or old).slot}; ' if left else ''}{REBUILD}",
             )
         others = " or ".join(f"`tritongen reload {self.name} --to {k.version}`" for k in whole)
         goes_on = "nothing of it is served" if served is None else f"version {served} serves on"
@@ -83,7 +78,7 @@ class Disk:
             f"{damaged.message}; {goes_on}, but a restart would bring up {after}",
             found=damaged.found,
             expected=damaged.expected,
-            fix=f"{f'go back with {others}, or ' if others else ''}build it again with {rebuild}",
+            fix=f"{f'go back with {others}, or ' if others else ''}{rebuild}",
         )
 
     def check_whole(self, state: State) -> None:
@@ -94,7 +89,7 @@ class Disk:
                 f"version {state.version} of '{self.name}' is kept, but damaged: {damaged.message}",
                 found=damaged.found,
                 expected=damaged.expected,
-                fix=f"build it again with {rebuild_command(self.folder)}",
+                fix=how_to_rebuild(self.folder),
             )
 
     def choose(self, served: int | None, live: State | None, to: int | None) -> tuple[State, Kept | None]:
@@ -107,7 +102,7 @@ class Disk:
                     f"version {to} of '{self.name}' is not kept",
                     found=", ".join(map(str, kept)) or "no other version",
                     expected=f"{held}one of these",
-                    fix=f"build it again with {rebuild_command(self.folder)}",
+                    fix=how_to_rebuild(self.folder),
                 )
             return state_of(kept[to]), kept[to]
         interrupted = [each for each in kept.values() if each.is_candidate]

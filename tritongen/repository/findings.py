@@ -7,6 +7,12 @@ from typing import Any, Literal
 
 Severity = Literal["error", "warning", "unknown"]
 
+BUILD, FORCED_BUILD = "`tritongen build`", "`tritongen build --force`"
+FROM_SOURCE = f"{BUILD} and its spec (or its ONNX file and flags)"
+"""A manifest knows neither the spec's path nor the flags."""
+REBUILD = f"build it again with {FROM_SOURCE}"
+BUILD_HERE = f"build it here with {FROM_SOURCE}"
+
 
 @dataclass(frozen=True)
 class Finding:

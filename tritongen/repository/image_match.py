@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tritongen.repository.findings import Finding
+from tritongen.repository.findings import REBUILD, Finding
 from tritongen.repository.targets import VERSION_COMPATIBLE, find_target, known_tags, same_release
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def check_plan_image(manifest: Manifest, target: Target) -> Iterator[Finding]:
     elif built is None:
         message = "the manifest does not say which TensorRT built the plan"
         why = f"whether TensorRT {known} of {target.name} loads it is unknown"
-        yield Finding(name, "target", message, why, "build it again with `tritongen build`", "unknown")
+        yield Finding(name, "target", message, why, REBUILD, "unknown")
     elif same_release(built, known.version):
         if not known.verified:
             message = f"that {target.name} has TensorRT {known.version} is unverified"

@@ -24,6 +24,7 @@ from pathlib import Path
 from tritongen.errors import RepositoryError
 from tritongen.files import digest_files, write_text
 from tritongen.repository.contents import entry_of
+from tritongen.repository.findings import REBUILD
 from tritongen.repository.manifest import FILENAME, Manifest, read_manifest
 from tritongen.repository.swap import explained, place, staging_folder
 
@@ -114,7 +115,7 @@ def damage(folder: Path, manifest: Manifest) -> RepositoryError | None:
                 f"{folder / path} is not what was built",
                 found=f"SHA-256 {found[:12]}…" if len(found) == len(entry.digest) else found,
                 expected=f"{entry.digest[:12]}…, as its manifest says",
-                fix="build it again with `tritongen build`",
+                fix=REBUILD,
             )
     return None
 

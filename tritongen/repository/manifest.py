@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from tritongen.errors import RepositoryError
+from tritongen.errors import InputError, RepositoryError
+from tritongen.repository.findings import BUILD, FORCED_BUILD, REBUILD
 from tritongen.repository.swap import locked
 from tritongen.runs.records import Accuracy, Candidate, LatencyPoint, Machine, Options, Record
 from tritongen.runs.store import write_record
 
 FILENAME = "manifest.json"
 """In the model's folder; Triton reads only config.pbtxt and the version folders there."""
+_REBUILD = REBUILD.replace(BUILD, FORCED_BUILD)
 
 
 class FileEntry(Record):
@@ -200,6 +202,17 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def check_repository(repository: Path) -> None:
+    """InputError unless there is a folder."""
+    if not repository.is_dir():
+        raise InputError(
+            f"there is no model repository at {repository}",
+            found="a file" if repository.exists() else "nothing",
+            expected="a folder with one folder per model",
+            fix="name its folder, or write one with `tritongen build MODEL.onnx`",
+        )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a model's folder; RepositoryError if it is missing or of another form."""
     path = folder / FILENAME
@@ -209,7 +222,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RepositoryError(
             f"{folder} was not written by tritongen",
             found=f"no {FILENAME}",
-            fix="build the model with `tritongen build --force`, which replaces the folder",
+            fix=f"{_REBUILD}, which replaces the folder",
         ) from error
     except OSError as error:
         raise RepositoryError(f"{path} cannot be read", found=str(error)) from error
@@ -219,7 +232,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is not a manifest that this version of tritongen can read",
             found=f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}",
             expected="schema tritongen/manifest/1",
-            fix="build the model again with `tritongen build --force`",
+            fix=_REBUILD,
         ) from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritongen.errors import ModelError
-from tritongen.repository.findings import Finding
+from tritongen.repository.findings import REBUILD, Finding
 from tritongen.repository.onnx_versions import onnx_versions
 from tritongen.repository.served_tensors import onnx_served_tensors
 from tritongen.repository.targets import EMBEDDED, embedded, is_known
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tritongen.tensors import TensorSpec
 
 _REFUSED = "Triton's onnxruntime backend refuses to load the model"
-_REBUILD = "build it again with `tritongen build`"
 
 
 def check_model_file(name: str, path: Path, config: Any, target: Target) -> Iterator[Finding]:
@@ -26,7 +25,7 @@ def check_model_file(name: str, path: Path, config: Any, target: Target) -> Iter
     try:
         ir_version, opsets = onnx_versions(path)
     except ModelError as error:
-        yield Finding(name, "model-file", f"{label}: {error.found}", _REFUSED, _REBUILD)
+        yield Finding(name, "model-file", f"{label}: {error.found}", _REFUSED, REBUILD)
         return
     yield from _target(name, label, ir_version, opsets.get("", 0), target)
     reason = embedded().why_unreadable(ir_version, opsets.get("", 0))
@@ -44,14 +43,14 @@ def check_model_file(name: str, path: Path, config: Any, target: Target) -> Iter
     try:
         tensors = onnx_served_tensors(path, config.optimization.graph.level)
     except ModelError as error:
-        yield Finding(name, "model-file", f"{label}: {error.found}", _REFUSED, error.fix or _REBUILD)
+        yield Finding(name, "model-file", f"{label}: {error.found}", _REFUSED, error.fix or REBUILD)
         return
     problems = (
         *tensor_problems(label, "input", config.input, tensors.inputs, config.max_batch_size),
         *tensor_problems(label, "output", config.output, tensors.outputs, config.max_batch_size),
     )
     for problem in problems:
-        yield Finding(name, "tensors", problem, _REFUSED, _REBUILD)
+        yield Finding(name, "tensors", problem, _REFUSED, REBUILD)
 
 
 def _target(name: str, label: str, ir_version: int, opset: int, target: Target) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritongen.errors import TritongenError
-from tritongen.repository.findings import Finding
+from tritongen.repository.findings import BUILD_HERE, REBUILD, Finding
 from tritongen.repository.model_match import tensor_problems
 from tritongen.repository.plans import FILENAME
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from tritongen.repository.manifest import BuiltPlan, Manifest
 
 _REFUSED = "Triton's tensorrt backend refuses to load the model"
-_REBUILD = "build it here with `tritongen build`"
-_AGAIN = "build it again with `tritongen build`"
 
 # Version key in the manifest → (what it is called, whether another one stops the plan from loading).
 _PARTS = {
@@ -39,7 +37,7 @@ def check_plans(folder: Path, config: Any, manifest: Manifest) -> Iterator[Findi
         if not (version / file).is_file():
             yield Finding(
                 name, "model-file", f"{version.name}/{file} is missing",
-                f"GPUs of compute capability {capability} have no plan", _AGAIN,
+                f"GPUs of compute capability {capability} have no plan", REBUILD,
             )  # fmt: skip
     for plan in manifest.plans:
         named = plan_file(config, plan.compute_capability)
@@ -48,7 +46,7 @@ def check_plans(folder: Path, config: Any, manifest: Manifest) -> Iterator[Findi
                 name, "plan",
                 f"config.pbtxt gives {named} to GPUs of compute capability {plan.compute_capability}, and "
                 f"the manifest says that {plan.file} was built for them",
-                "they load a plan that was built for another GPU, and fail", _AGAIN,
+                "they load a plan that was built for another GPU, and fail", REBUILD,
             )  # fmt: skip
         yield from _profiles(name, config, plan)
 
@@ -99,7 +97,7 @@ def compare(
                 "it will not load"
                 if fatal
                 else "it was tuned for the other one: it may be slower, or not load",
-                _REBUILD,
+                BUILD_HERE,
                 "error" if fatal else "warning",
             )
 
@@ -116,7 +114,7 @@ def _profiles(name: str, config: Any, plan: BuiltPlan) -> Iterator[Finding]:
     if beyond:
         yield Finding(
             name, "profile", f"instance_group names profile {beyond[0]}, and {plan.file} has {len(profiles)}",
-            _REFUSED, f"use {', '.join(map(str, range(len(profiles))))}, or {_AGAIN}",
+            _REFUSED, f"use {', '.join(map(str, range(len(profiles))))}, or {REBUILD}",
         )  # fmt: skip
         return
     chosen = [profiles[index] for index in sorted(used or {0})]
@@ -126,7 +124,7 @@ def _profiles(name: str, config: Any, plan: BuiltPlan) -> Iterator[Finding]:
             name, "profile",
             f"max_batch_size is {config.max_batch_size}, and the profiles of {plan.file} that the instances "
             f"use take batches of up to {largest}",
-            _REFUSED, f"list more profiles in instance_group, or {_AGAIN}",
+            _REFUSED, f"list more profiles in instance_group, or {REBUILD}",
         )  # fmt: skip
     for spec in config.optimization.cuda.graph_spec:
         shapes = {
@@ -136,7 +134,7 @@ def _profiles(name: str, config: Any, plan: BuiltPlan) -> Iterator[Finding]:
         if not any(_takes(profile, shapes) for profile in chosen):
             yield Finding(
                 name, "profile", f"no profile of {plan.file} takes the graph_spec of batch {spec.batch_size}",
-                "Triton logs an error and captures no CUDA graph for it", _AGAIN, "warning",
+                "Triton logs an error and captures no CUDA graph for it", REBUILD, "warning",
             )  # fmt: skip
 
 
@@ -160,7 +158,7 @@ def _opened(name: str, path: Path, config: Any) -> Iterator[Finding]:
         plan = load_plan(api.load(), path)
     except TritongenError as error:
         message = f"{label}: {error.message}" + (f" ({error.found})" if error.found else "")
-        yield Finding(name, "plan", message, _REFUSED, error.fix or _AGAIN)
+        yield Finding(name, "plan", message, _REFUSED, error.fix or REBUILD)
         return
     inputs, outputs = tensor_specs(
         [{"name": b.name, "dtype": b.dtype, "shape": b.shape, "input": b.is_input} for b in plan.bindings],
@@ -170,4 +168,4 @@ def _opened(name: str, path: Path, config: Any) -> Iterator[Finding]:
         *tensor_problems(label, "input", config.input, inputs, config.max_batch_size),
         *tensor_problems(label, "output", config.output, outputs, config.max_batch_size),
     ):
-        yield Finding(name, "tensors", problem, _REFUSED, _AGAIN)
+        yield Finding(name, "tensors", problem, _REFUSED, REBUILD)

@@ -13,7 +13,7 @@ from tritongen.repository import manifest as manifests
 from tritongen.repository.config_text import parse
 from tritongen.repository.contents import entry_of, listing
 from tritongen.repository.existing import CONFIG, examine
-from tritongen.repository.findings import Finding
+from tritongen.repository.findings import BUILD, BUILD_HERE, FORCED_BUILD, REBUILD, Finding
 from tritongen.repository.image_match import check_plan_image
 from tritongen.repository.kept import is_shadow
 from tritongen.repository.model_match import check_model_file
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from tritongen.runs.records import Machine
 
 DEFAULT_FILENAMES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
-_BUILD, _FORCED = "`tritongen build`", "`tritongen build --force`"
-_REBUILD = f"build it again with {_BUILD}"
-_HAND_EDITED = f"put the change into the spec (serving: …) and run {_FORCED}"
+_HAND_EDITED = f"put the change into the spec (serving: …) and run {FORCED_BUILD}"
 _OTHERS_READ = 0o004
 
 
@@ -49,12 +47,7 @@ class Place:
 
 def model_names(repository: Path) -> tuple[str, ...]:
     """The models of a repository; InputError if there is none."""
-    if not repository.is_dir():
-        raise InputError(
-            f"there is no model repository at {repository}",
-            found="a file" if repository.exists() else "nothing",
-            fix="name the folder, or make one with `tritongen build`",
-        )
+    manifests.check_repository(repository)
     try:
         folders = [path for path in repository.iterdir() if path.is_dir() and not is_shadow(path)]
     except OSError as error:
@@ -91,18 +84,22 @@ def verify_repository(repository: Path, names: Sequence[str], place: Place) -> I
 
 def verify_model(folder: Path, place: Place) -> Iterator[Finding]:
     """Findings about one model's folder, each with a command that works."""
-    rebuild = rebuild_command(folder)
+    command = _build_command(folder)
     for finding in _readable_ones(folder.name, _findings(folder, place)):
-        yield replace(finding, fix=finding.fix.replace(_BUILD, rebuild))
+        yield replace(finding, fix=finding.fix.replace(BUILD, command))
 
 
-def rebuild_command(folder: Path) -> str:
-    """The command that builds the model again, whatever lies there now."""
+def how_to_rebuild(folder: Path) -> str:
+    """What builds the model again, whatever lies there now."""
+    return REBUILD.replace(BUILD, _build_command(folder))
+
+
+def _build_command(folder: Path) -> str:
     try:
         examine(folder, force=False)
     except (TritongenError, OSError):
-        return _FORCED
-    return _BUILD
+        return FORCED_BUILD
+    return BUILD
 
 
 def _readable_ones(name: str | None, findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -132,7 +129,7 @@ def _findings(folder: Path, place: Place) -> Iterator[Finding]:
             "manifest",
             f"{error.message}{f' ({error.found})' if error.found else ''}",
             "nothing tells what built it, so its files, versions and promises cannot be checked",
-            f"leave it if it is yours; else {error.fix or _REBUILD}" if own else error.fix or _REBUILD,
+            f"leave it if it is yours; else {error.fix or REBUILD}" if own else error.fix or REBUILD,
             "warning" if own else "error",
         )
     if manifest is not None:
@@ -142,7 +139,7 @@ def _findings(folder: Path, place: Place) -> Iterator[Finding]:
         config = parse((folder / CONFIG).read_text(encoding="utf-8"), CONFIG)
     except (TritongenError, OSError, UnicodeDecodeError) as error:
         message = f"{error.message}: {error.found}" if isinstance(error, TritongenError) else str(error)
-        yield Finding(name, "config", message, "Triton refuses to load the model", _REBUILD)
+        yield Finding(name, "config", message, "Triton refuses to load the model", REBUILD)
     if config is not None:
         yield from _config(name, config)
         yield from _versions(folder, config, manifest, place)
@@ -204,7 +201,7 @@ def _digests(folder: Path, manifest: Manifest) -> Iterator[Finding]:
                 "digest",
                 f"{path} cannot be read: {error.strerror or error}",
                 "the manifest lists it as part of the model",
-                _REBUILD,
+                REBUILD,
             )
             continue
         if found.digest != entry.digest:
@@ -215,7 +212,7 @@ def _digests(folder: Path, manifest: Manifest) -> Iterator[Finding]:
                 f"{path} is not what was built: SHA-256 {found.digest[:12]}…, and {entry.digest[:12]}… in "
                 "the manifest",
                 f"accuracy and speed were measured with another {'configuration' if is_config else 'file'}",
-                _HAND_EDITED if is_config else _REBUILD,
+                _HAND_EDITED if is_config else REBUILD,
             )
     extra = [path for path in listing(folder) if path not in {*manifest.files, manifests.FILENAME}]
     if extra:
@@ -260,14 +257,14 @@ def _versions(folder: Path, config: Any, manifest: Manifest | None, place: Place
     versions = sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
     if not versions:
         why = "Triton has nothing to load"
-        yield Finding(name, "versions", "there is no version folder", why, _REBUILD)
+        yield Finding(name, "versions", "there is no version folder", why, REBUILD)
     elif manifest is not None and versions[-1] != manifest.version:
         yield Finding(
             name,
             "versions",
             f"version {versions[-1]} lies above the manifest's version {manifest.version}",
             "the highest version takes the traffic, and the manifest does not describe it",
-            f"move {folder / str(versions[-1])} away, or {_REBUILD}",
+            f"move {folder / str(versions[-1])} away, or {REBUILD}",
         )
     filename = config.default_model_filename or DEFAULT_FILENAMES.get(backend_of(config))
     for version in versions:
@@ -278,7 +275,7 @@ def _versions(folder: Path, config: Any, manifest: Manifest | None, place: Place
                 "model-file",
                 f"{version}/{filename} is missing",
                 f"version {version} cannot be loaded",
-                _REBUILD,
+                REBUILD,
             )
         elif path is not None and path.suffix == ".onnx":
             yield from check_model_file(name, path, config, place.target)
@@ -336,7 +333,7 @@ def _place(manifest: Manifest, place: Place) -> Iterator[Finding]:
                 "machine",
                 f"this machine's CPU lacks {', '.join(missing)}",
                 "it was tuned with them: it will run, but slower, and another candidate may win here",
-                _REBUILD.replace("it again", "it here"),
+                BUILD_HERE,
                 "warning",
             )
     void = [p for p in manifest.proofs if p.config_digest != manifest.files[CONFIG].digest]

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from tritongen.errors import InputError, RepositoryError, RequirementError, ServerError
+from tritongen.repository.manifest import check_repository
 from tritongen.serving import supervisor
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, port_taken
@@ -137,7 +138,7 @@ class EmbeddedServer:
 
     def check(self) -> Installation:
         """What the server will run from, once repository, models and ports are found to be fit for it."""
-        check_repository(self.repository, self.load or ())
+        check_servable(self.repository, self.load or ())
         self.host = ipv4_address(self.host)
         for flag, port in self._ports().items():
             if port:
@@ -331,15 +332,9 @@ class EmbeddedServer:
             self._lifeline = None
 
 
-def check_repository(repository: Path, models: Sequence[str] = ()) -> None:
+def check_servable(repository: Path, models: Sequence[str]) -> None:
     """InputError unless it is a folder that holds `models`; RepositoryError for names it cannot serve."""
-    if not repository.is_dir():
-        raise InputError(
-            f"there is no model repository at {repository}",
-            found="a file" if repository.exists() else "nothing",
-            expected="a folder with one folder per model",
-            fix="tritongen build MODEL.onnx writes one",
-        )
+    check_repository(repository)
     known = sorted(path.name for path in repository.iterdir() if path.is_dir())
     for name in known:
         if not is_safe(name):

@@ -22,6 +22,8 @@ from tritongen.errors import RequirementError, ServerError
 from tritongen.files import write_text
 
 SCHEMA = "tritongen/server/1"
+DEFAULT_REPOSITORY = Path("model_repository")
+"""The one that is meant where none is named."""
 KEPT_LOGS = 10
 """Per repository, the newest included."""
 
@@ -134,14 +136,14 @@ def choose_server(state: Path, repository: Path | None) -> RunningServer | None:
     if repository is not None:
         return find_server(state, repository)
     servers = running_servers(state)
-    here = str(Path("model_repository").resolve())
+    here = str(DEFAULT_REPOSITORY.resolve())
     for server in servers:
         if server.repository == here or len(servers) == 1:
             return server
     if not servers:
         return None
     raise ServerError(
-        "several servers run, and none of them serves ./model_repository",
+        f"several servers run, and none of them serves ./{DEFAULT_REPOSITORY}",
         found=listing(servers),
         fix="name the repository",
     )

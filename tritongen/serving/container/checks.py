@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -160,7 +161,7 @@ def check_mount(launch: Launch) -> Iterator[Finding]:
             "put there what the link leads to (cp -rL), or mount that at the same place as well",
         )
     reader = who_reads(launch.user)
-    fix = f"chmod -R a+rX {path}"
+    fix = f"chmod -R a+rX {shlex.quote(str(path))}"
     if reader is None:
         closed = unreadable(path, NOBODY)
         who = f"the container's user '{launch.user}' has a number that only the image knows"

@@ -19,6 +19,7 @@ from tritongen.errors import RepositoryError, RequirementError, SpecError, Trito
 from tritongen.files import write_text
 from tritongen.serving.container.engine import find_compose
 from tritongen.serving.container.images import choose_image
+from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
@@ -60,7 +61,6 @@ SETTINGS: dict[str, str] = {
 }
 """Those of triton.env that are the user's, as they are until somebody changes them."""
 REPOSITORY_VARIABLE = "MODEL_REPOSITORY"
-DEFAULT_REPOSITORY = "model_repository"
 """What the Compose files mount where nobody names another, in their own folder."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tritongen.errors import RepositoryError
-from tritongen.repository.findings import Finding
+from tritongen.repository.findings import FROM_SOURCE, REBUILD, Finding
 from tritongen.repository.targets import find_target, known_tags, numbers
 from tritongen.serving.container.host import INSTALL_TOOLKIT
 from tritongen.serving.container.images import choose_image
@@ -122,7 +122,7 @@ def _plan(manifest: Manifest, gpu: Gpu, here: str) -> Iterator[Finding]:
     if not built:
         message = "the manifest does not say for which GPU the plan was built"
         why = f"whether it loads on compute capability {here} is unknown"
-        yield unknown("gpu", message, why, "build it again with `tritongen build`", manifest.name)
+        yield unknown("gpu", message, why, REBUILD, manifest.name)
     elif here not in built and not _hardware_compatible(manifest, here):
         for_what = f"compute capability {', '.join(sorted(built))}"
         yield Finding(
@@ -130,7 +130,7 @@ def _plan(manifest: Manifest, gpu: Gpu, here: str) -> Iterator[Finding]:
             "gpu",
             f"the plan was built for {for_what}, and {gpu.name} has {here}",
             "it will not load: generated on an incompatible device",
-            "build it on this GPU with `tritongen build`; plans for several GPUs can lie side by side",
+            f"build it on this GPU with {FROM_SOURCE}; plans for several GPUs can lie side by side",
         )
 
 
