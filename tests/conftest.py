@@ -67,7 +67,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run, with the reason."""
     for marker, reason in (("server", _no_server), ("gpu", _no_gpu), ("docker", _no_docker)):
-        if item.get_closest_marker(marker) is not None and (why := reason()):
+        found = item.get_closest_marker(marker)
+        if found is not None and (why := reason(**found.kwargs)):
             pytest.skip(why)
 
 
@@ -77,10 +78,10 @@ def _no_server() -> str | None:
     return None
 
 
-def _no_gpu() -> str | None:
+def _no_gpu(*, tensorrt: bool = True) -> str | None:
     if shutil.which("nvidia-smi") is None:
         return "no NVIDIA GPU: nvidia-smi is not there"
-    if importlib.util.find_spec("tensorrt") is None:
+    if tensorrt and importlib.util.find_spec("tensorrt") is None:
         return "no TensorRT: pip install 'tritongen[tensorrt]'"
     return None
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from tests.gpu.network import convolutional, sample
 from tests.gpu.test_plan_serving import CLOSE, Server, passed, relative_l2
+from tritongen.engines.onnxruntime import OnnxRuntimeEngine
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 
-pytestmark = [pytest.mark.gpu, pytest.mark.server]
+pytestmark = [pytest.mark.gpu(tensorrt=False), pytest.mark.server]
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_model_is_built_and_served_on_the_gpu_by_onnx_runtime(provider: str, tmp_path: Path) -> None:
-    own = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[provider]
-    if own not in onnxruntime.get_available_providers():
-        pytest.skip(f"this ONNX Runtime has no {own}: pip install onnxruntime-gpu")
+    if (reason := OnnxRuntimeEngine(provider).unavailable_reason()) is not None:
+        pytest.skip(reason)
     model = convolutional(tmp_path / "net.onnx")
     np.savez(tmp_path / "validation.npz", x=sample(32, seed=2))
     passed(

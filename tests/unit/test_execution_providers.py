@@ -11,6 +11,7 @@ from tests.conftest import SaveModel
 from tritongen.autotune.build import find_engine
 from tritongen.engines import VARIANTS, engine_name, load_engine
 from tritongen.engines.onnxruntime import OnnxRuntimeEngine, providers
+from tritongen.engines.onnxruntime.probe import explained_failure, start_failure
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.errors import BuildError, RequirementError, SpecError
 from tritongen.graph import inspect_model
@@ -109,3 +110,36 @@ def test_cuda_needs_no_accelerator_and_artifacts_of_before_ran_on_the_cpu(tmp_pa
     assert (cuda.instance_kind, cuda.optimization) == ("KIND_GPU", "")
     old = artifact("cpu", "fp32").model_copy(update={"details": {"graph_optimization_level": "all"}})
     assert OnnxRuntimeEngine().serving_traits(old, {}).instance_kind == "KIND_CPU"
+
+
+@pytest.mark.parametrize(
+    ("provider", "library", "cure"),
+    [
+        ("tensorrt", "libnvinfer.so.10", "install TensorRT 10 "),
+        ("cuda", "libcublasLt.so.13", "onnxruntime-gpu[cuda,cudnn]"),
+        ("cuda", "libcuda.so.1", "NVIDIA's driver"),
+    ],
+)
+def test_a_library_that_a_provider_lacks_is_named_with_what_brings_it(
+    provider: str, library: str, cure: str
+) -> None:
+    log = (
+        f"[E:onnxruntime:Default, provider_bridge_ort.cc:2430] Failed to load library /a/lib{provider}.so "
+        f"with error: {library}: cannot open shared object file: No such file or directory\n"
+        "Please install TensorRT libraries as mentioned\n"
+    )
+    said = explained_failure(provider, log)
+    assert providers.NAMES[provider] in said
+    assert f"{library} is not found" in said
+    assert cure in said
+
+
+def test_a_start_that_failed_with_every_library_there_is_told_in_onnx_runtimes_words() -> None:
+    said = explained_failure("cuda", "a warning\nCUDA failure 100: no CUDA-capable device is detected\n")
+    assert "CUDA failure 100" in said
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has GPU providers")
+def test_the_probe_itself_tells_a_provider_that_starts_from_one_that_does_not() -> None:
+    assert start_failure("cpu") is None
+    assert "a session on CPUExecutionProvider" in str(start_failure("cuda"))

@@ -45,7 +45,7 @@ class OnnxRuntimeEngine:
         self._provider = provider
 
     def unavailable_reason(self) -> str | None:
-        """None where onnxruntime has the provider, otherwise why not and what brings it."""
+        """None where onnxruntime starts the provider, otherwise why not and what brings it."""
         try:
             version()
         except ImportError as error:

@@ -6,7 +6,8 @@ documentation of ONNX Runtime and of Triton's onnxruntime backend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
 from typing import Any
 
 from tritongen.spec import Precision
@@ -20,15 +21,29 @@ _WORKSPACE_BYTES = 1 << 30
 
 
 def unavailable_reason(provider: str) -> str | None:
-    """None if the installed ONNX Runtime has this provider, otherwise what is missing and what brings it."""
+    """None if a session starts on this provider here, otherwise what is missing and what brings it."""
     import onnxruntime
 
-    if NAMES[provider] in onnxruntime.get_available_providers():
+    if NAMES[provider] not in onnxruntime.get_available_providers():
+        return (
+            f"ONNX Runtime {onnxruntime.__version__} has no {NAMES[provider]}; `{INSTALL}` brings it where "
+            "there is an NVIDIA GPU"
+        )
+    if provider == CPU:
         return None
-    return (
-        f"ONNX Runtime {onnxruntime.__version__} has no {NAMES[provider]}; `{INSTALL}` brings it where there "
-        "is an NVIDIA GPU"
-    )
+    from tritongen.engines.onnxruntime.probe import start_failure
+
+    # Every GPU wheel lists both providers, whether their libraries and a GPU are there or not.
+    return start_failure(provider)
+
+
+def load_libraries() -> None:
+    """Load the CUDA libraries of NVIDIA's wheels, which lie where the dynamic linker does not look."""
+    import onnxruntime
+
+    if preload := getattr(onnxruntime, "preload_dlls", None):  # since 1.21
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            preload()
 
 
 def session_providers(provider: str, precision: Precision, device: int = 0) -> list[Any]:
@@ -59,8 +74,3 @@ def accelerators_text(provider: str, precision: Precision) -> str:
         f'parameters {{ key: "precision_mode" value: "{mode}" }} '
         f'parameters {{ key: "max_workspace_size_bytes" value: "{_WORKSPACE_BYTES}" }} }} }}'
     )
-
-
-def used(session: Any) -> Sequence[str]:
-    """The providers that a session got; ONNX Runtime leaves out, with a warning, what it cannot start."""
-    return list(session.get_providers())

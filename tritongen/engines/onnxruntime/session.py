@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tritongen.engines.onnxruntime.providers import CPU, NAMES, load_libraries
 from tritongen.errors import BuildError, DataError, ModelError, TritongenError
 
 if TYPE_CHECKING:
@@ -52,10 +53,21 @@ class OnnxRuntimeRunner:
     def __enter__(self) -> Self:
         import onnxruntime
 
+        if self._first_provider() != NAMES[CPU]:
+            load_libraries()
         with explained(f"ONNX Runtime cannot open {self._path}", ModelError):
-            self._session = onnxruntime.InferenceSession(
-                str(self._path), self._session_options(), providers=self._providers
-            )
+            try:
+                # With its fallback, a failure on the GPU would go on, unseen, on the CPU: here or in a run.
+                self._session = onnxruntime.InferenceSession(
+                    str(self._path),
+                    self._session_options(),
+                    providers=self._providers,
+                    enable_fallback=False,
+                )
+            except RuntimeError as error:  # what a provider raises that cannot start
+                if self._first_provider() == NAMES[CPU]:
+                    raise
+                raise self._not_started(explanation(error)) from error
         self._refuse_fallback()
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._refuse_bfloat16()
@@ -127,15 +139,21 @@ class OnnxRuntimeRunner:
 
     def _refuse_fallback(self) -> None:
         """BuildError where ONNX Runtime could not start the provider asked for, and went on without."""
-        wanted = self._providers[0] if isinstance(self._providers[0], str) else self._providers[0][0]
         got = self._session.get_providers()
-        if wanted not in got:
-            raise BuildError(
-                f"ONNX Runtime could not start {wanted}",
-                found=f"a session on {', '.join(got)}",
-                expected="a GPU, and the CUDA, cuDNN (and TensorRT) libraries of this ONNX Runtime",
-                fix="install them, or leave --execution-provider out",
-            )
+        if self._first_provider() not in got:
+            raise self._not_started(f"a session on {', '.join(got)}")
+
+    def _first_provider(self) -> str:
+        first = self._providers[0]
+        return str(first if isinstance(first, str) else first[0])
+
+    def _not_started(self, found: str) -> BuildError:
+        return BuildError(
+            f"ONNX Runtime could not start {self._first_provider()}",
+            found=found,
+            expected="a GPU, and the CUDA, cuDNN (and TensorRT) libraries of this ONNX Runtime",
+            fix="install them, or leave --execution-provider out",
+        )
 
     def _refuse_bfloat16(self) -> None:
         for tensor in (*self._session.get_inputs(), *self._session.get_outputs()):

@@ -10,7 +10,10 @@ from __future__ import annotations
 # First, because tritongen's copy of it adds the packages that the stub does not find by itself.
 import triton_python_backend_utils as triton  # isort: skip
 
+import contextlib
+import ctypes
 import gc
+import io
 import json
 from pathlib import Path
 
@@ -165,14 +168,41 @@ def open_session(config, args):
     if not path.is_file():
         fail(f"there is no {path.name} in version {args['model_version']}")
     options, wanted = session_options(config), providers(config, args)
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
-    except Exception as error:  # noqa: BLE001
-        fail(f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {one_line(error)}")
     first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    on_gpu = first != "CPUExecutionProvider"
+    if on_gpu:
+        load_libraries()
+    try:
+        # With its fallback, a failure on the GPU would go on, unseen, on the CPU: here, or in any run.
+        session = onnxruntime.InferenceSession(str(path), options, providers=wanted, enable_fallback=False)
+    except Exception as error:  # noqa: BLE001
+        lacking = missing_library(first) if on_gpu else None
+        reason = lacking or one_line(error)
+        fail(f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {reason}")
     if first not in session.get_providers():
-        fail(f"ONNX Runtime {onnxruntime.__version__} could not start {first}, and would run on the CPU")
+        reason = missing_library(first) or "is there a GPU?"
+        fail(f"ONNX Runtime {onnxruntime.__version__} could not start {first}: {reason}")
     return session
+
+
+def load_libraries():
+    """Load the CUDA libraries of NVIDIA's wheels, which lie where the dynamic linker does not look."""
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()
+
+
+def missing_library(provider):
+    """The dynamic linker's words about what a provider's library lacks; None where it lacks nothing."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    name = provider.removesuffix("ExecutionProvider").lower()
+    try:
+        # ONNX Runtime has tried just now, and has left what the other one looks up at its start.
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"))
+    except OSError as error:
+        return one_line(error)
+    return None
 
 
 def session_options(config):
