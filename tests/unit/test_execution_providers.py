@@ -105,7 +105,21 @@ def test_verify_says_that_this_machine_lacks_the_provider() -> None:
     assert list(check_provider_here("m", "onnxruntime")) == []
 
 
-def test_cuda_needs_no_accelerator_and_artifacts_of_before_ran_on_the_cpu(tmp_path: Path) -> None:
+def test_fp32_on_cuda_leaves_tf32_out_in_trials_and_when_served() -> None:
+    assert providers.session_providers("cuda", Precision.FP32)[0][1] == {"device_id": 0, "use_tf32": 0}
+    assert providers.session_providers("cuda", Precision.FP16)[0][1] == {"device_id": 0}
+    traits = OnnxRuntimeEngine("cuda").serving_traits(artifact("cuda", "fp32"), {})
+    tensor = 'input { name: "x" data_type: TYPE_FP32 dims: [ 3 ] }'
+    config = parse(
+        f'name: "m" backend: "onnxruntime" {tensor} instance_group {{ kind: KIND_GPU }} '
+        f"optimization {{ {traits.optimization} }}"
+    )
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_tf32": "0"})
+    assert not check_rules(config)
+
+
+def test_fp16_on_cuda_needs_no_accelerator_and_artifacts_of_before_ran_on_the_cpu(tmp_path: Path) -> None:
     cuda = OnnxRuntimeEngine("cuda").serving_traits(artifact("cuda", "fp16"), {})
     assert (cuda.instance_kind, cuda.optimization) == ("KIND_GPU", "")
     old = artifact("cpu", "fp32").model_copy(update={"details": {"graph_optimization_level": "all"}})

@@ -18,6 +18,7 @@ NAMES = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider", TENSORRT: "
 
 INSTALL = "pip uninstall onnxruntime; pip install onnxruntime-gpu"
 _WORKSPACE_BYTES = 1 << 30
+_EXACT = {"use_tf32": 0}
 
 
 def unavailable_reason(provider: str) -> str | None:
@@ -57,15 +58,21 @@ def session_providers(provider: str, precision: Precision, device: int = 0) -> l
         }
         chain.append((NAMES[TENSORRT], options))
     if provider in (TENSORRT, CUDA):
-        chain.append((NAMES[CUDA], {"device_id": device}))
+        options = {"device_id": device}
+        if provider == CUDA and precision is Precision.FP32:
+            options |= _EXACT  # TF32, the default, rounds like FP16
+        chain.append((NAMES[CUDA], options))
     return [*chain, NAMES[CPU]]
 
 
 def accelerators_text(provider: str, precision: Precision) -> str:
     """The text inside `optimization { }` that makes Triton's onnxruntime backend use this provider.
 
-    CUDA needs none: instances of KIND_GPU take it by themselves.
+    Instances of KIND_GPU take CUDA by themselves, but FP32 needs its option.
     """
+    if provider == CUDA and precision is Precision.FP32:
+        options = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in _EXACT.items())
+        return f'execution_accelerators {{ gpu_execution_accelerator {{ name: "cuda" {options} }} }}'
     if provider != TENSORRT:
         return ""
     mode = "FP16" if precision is Precision.FP16 else "FP32"

@@ -240,9 +240,12 @@ def providers(config, args):
     if args["model_instance_kind"] != "GPU":
         return ["CPUExecutionProvider"]
     device = args["model_instance_device_id"]
-    chain = [("CUDAExecutionProvider", {"device_id": device}), "CPUExecutionProvider"]
+    cuda = {"device_id": device}
+    chain = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
     for one in accelerators.get("gpu_execution_accelerator", []):
+        if one["name"] == "cuda":  # its parameters are the provider's own options
+            cuda.update(one.get("parameters", {}))
         if one["name"] == "tensorrt":
             chain.insert(
                 0, ("TensorrtExecutionProvider", tensorrt_options(one.get("parameters", {}), device))
