@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tritongen.loadtest.explain import RULES, Knobs, Scene, bottleneck, waterfall
-from tritongen.loadtest.looks import look_sizes, plan_times
+from tritongen.loadtest.looks import early_times, look_sizes, plan_times
 from tritongen.loadtest.monitor import parse_gauges, summarize_gauges
 from tritongen.loadtest.plan import make_plan
 from tritongen.loadtest.schedule import Schedule, open_loop
@@ -140,12 +140,33 @@ def test_the_plan_of_a_run() -> None:
     offsets_ns = open_loop(100, 300, "constant", 0)
     schedule = Schedule(offsets_ns, np.zeros(len(offsets_ns), np.uint16))
     plan = make_plan(settings, schedule)
-    # 5 s of warm-up, then looks at 6000, 10,000 and all 29,500 requests.
-    assert [point.scheduled for point in plan.points] == [6500, 10_500, 30_000]
-    assert [point.offset_ns / 1e9 for point in plan.points] == [65, 105, 300]
-    assert plan.alpha == pytest.approx(0.01 / 3)
+    # 5 s of warm-up, early looks, then those at 6000, 10,000 and all 29,500 requests.
+    assert [point.scheduled for point in plan.points] == [1250, 2000, 3500, 6500, 10_500, 30_000]
+    assert [point.offset_ns / 1e9 for point in plan.points] == [12.5, 20, 35, 65, 105, 300]
+    assert [point.early for point in plan.points] == 3 * [True] + 3 * [False]
+    # They share a hundredth of alpha; together all spend 1 %.
+    assert sum(map(plan.alpha_of, plan.points)) == pytest.approx(0.01)
+    assert plan.alpha == pytest.approx(0.0033)
     assert len(make_plan(Settings("m", rate=100, slos=slos), schedule).points) == 1
     assert len(make_plan(Settings("m", rate=100, min_duration_s=1), schedule).points) == 1
     # Two at the very moment of the first look: it waits for those before it, which are one less.
     offsets_ns[6499] = offsets_ns[6500]
-    assert [point.scheduled for point in make_plan(settings, schedule).points] == [6499, 10_500, 30_000]
+    late = [point.scheduled for point in make_plan(settings, schedule).points if not point.early]
+    assert late == [6499, 10_500, 30_000]
+
+
+def test_early_looks_have_time_and_requests() -> None:
+    assert early_times(60) == [7.5, 15, 30]
+    assert early_times(15) == [7.5]
+    assert early_times(9) == []
+    slos = [parse_slo("p99<=20ms")]
+    settings = Settings("m", concurrency=4, duration_s=300, min_duration_s=60, slos=slos)
+    assert [point.offset_ns / 1e9 for point in make_plan(settings, None).points] == [
+        *(12.5, 20, 35),
+        *(65, 125, 300),
+    ]
+    slow = Settings("m", rate=5, duration_s=305, min_duration_s=60, slos=slos)
+    offsets_ns = open_loop(5, 305, "constant", 0)
+    plan = make_plan(slow, Schedule(offsets_ns, np.zeros(len(offsets_ns), np.uint16)))
+    # 2500 requests take longer than this: one look, and half of it is enough to fail by, a quarter too.
+    assert [point.offset_ns / 1e9 for point in plan.points] == [80, 155, 305]

@@ -14,6 +14,7 @@ from tritongen.loadtest.simulation import (
     queue,
     stalls,
     swings_below,
+    try_early,
     try_rule,
 )
 
@@ -60,6 +61,12 @@ def test_a_quick_miss_is_hardly_ever_a_wrong_one(process: Process, requests: int
     seen = judge(process, PROMISE, (requests,), RUNS)
     assert sum(seen.failed) / RUNS <= BAND
     assert sum(seen.passed) == 0
+
+
+@pytest.mark.parametrize("process", [*QUEUES, stalls(5, 500)], ids=lambda process: process.name)
+def test_a_plain_miss_before_the_first_look_is_next_to_never_a_wrong_one(process: Process) -> None:
+    seen = try_early(process, PROMISE, (1500, 3000), RUNS, np.random.default_rng(2026))
+    assert sum(seen.failed) / RUNS <= BAND / 5
 
 
 @pytest.mark.parametrize("share", [0.005, 0.02])

@@ -24,6 +24,7 @@ from tritongen.loadtest.verdict import (
     decide,
     find,
     judge_objective,
+    plain_miss,
     reach_verdict,
 )
 from tritongen.runs.loadtest import LoadOutcome, Objective, WarmUpResult
@@ -349,3 +350,30 @@ def test_an_empty_window_is_an_error_and_not_a_crash() -> None:
     assert verdict.outcome is LoadOutcome.ERROR
     stopped = reach_verdict(evidence(np.array([]), stopped=True), [P99, parse_slo("throughput>=1/s")])
     assert stopped.outcome in (LoadOutcome.INVALID, LoadOutcome.FAIL)
+
+
+def test_only_a_plain_miss_ends_a_run_before_its_first_look() -> None:
+    """Most requests of every batch, for good, and so many that no PASS can come any more."""
+    slow = mixed(2000, 0.0) + 30
+    falling, rising = np.linspace(200, 21, 2000), np.linspace(0, 2000, 2000)
+    spell = np.where(np.arange(2000) < 1500, slow, 5)
+
+    def found(values: Any, *slos: str, part: float = 0.05, **changes: Any) -> bool:
+        return plain_miss(evidence(values, **changes), [parse_slo(text) for text in slos], 1e-5, part)
+
+    assert found(slow, "p99<=20ms")
+    assert found(slow, "p99<=20ms", "p99<=1s", "mean<=1s", "throughput>=10/s")
+    assert found(mixed(2000, 0.9), "p99<=20ms")
+    assert found(slow, "error_rate<=1%", failed=np.arange(2000) % 10 > 0)
+    # It may still get warm, or catch up.
+    assert not found(falling, "p99<=20ms", timeout_ms=10_000.0)
+    assert not found(rising, "p99<=20ms", timeout_ms=10_000.0)
+    assert not found(spell, "p99<=20ms")
+    # The rest of the run may outweigh it.
+    assert not found(slow, "p99<=20ms", part=0.009)
+    assert not found(slow, "p90<=20ms")
+    # A miss, but no plain one; none at all; none of the server's.
+    assert not found(mixed(2000, 0.3), "p99<=20ms")
+    assert not found(mixed(2000, 0.0), "p99<=20ms")
+    assert not found(slow, "p99<=20ms", lag_ms=30.0)
+    assert not found(slow[:300], "p99<=20ms")

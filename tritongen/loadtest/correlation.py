@@ -63,6 +63,12 @@ def above_headroom(values: Values, limit: float) -> Values:
     return np.maximum(values, np.where(far, HEADROOM * limit, -math.inf)[..., None])
 
 
+def far_over(values: Values, limit: float) -> bool:
+    """Whether swings ten times as large would not take a batch down to the limit: headroom's other side."""
+    means = batch_means(values)
+    return bool(means.min() - FURTHER * (means.max() - means.min()) >= limit)
+
+
 @dataclass(frozen=True)
 class Correlation:
     """How much requests resemble their neighbours; each field has the shape of the runs."""

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from tritongen.loadtest.statistics import ALPHA, FIRST_LOOK
 
+EARLY_PART = 0.01
+"""Of alpha: what the early looks share, which can only find a plain miss."""
+_EARLY_DIVISORS = (8, 4, 2)
+_EARLIEST_S = 5.0
+"""A shorter window may be one hiccup of a good server."""
+
 
 @dataclass(frozen=True)
 class Looks:
@@ -45,3 +51,8 @@ def plan_times(window_s: float, least_s: float, alpha: float = ALPHA) -> Looks:
     # The last doubling and the end would be nearly the same look.
     times = [*times[:-1], window_s] if len(times) > 1 else [*times, window_s][: 1 + (window_s > least_s)]
     return Looks(tuple(times), alpha / len(times))
+
+
+def early_times(first_s: float) -> list[float]:
+    """When, in seconds of the window, a plain miss is looked for before the first look."""
+    return [first_s / divisor for divisor in _EARLY_DIVISORS if first_s / divisor >= _EARLIEST_S]

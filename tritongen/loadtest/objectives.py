@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritongen.loadtest import statistics
-from tritongen.loadtest.correlation import BATCHES, NOTICED, above_headroom
+from tritongen.loadtest.correlation import BATCHES, NOTICED, above_headroom, batch_shares, far_over
 from tritongen.loadtest.evidence import Evidence, growing_backlog
 from tritongen.loadtest.statistics import ALPHA, Decision, ShareJudgement
 from tritongen.runs.loadtest import Objective
@@ -48,13 +48,10 @@ def judge_objective(slo: Slo, evidence: Evidence, alpha: float = ALPHA) -> Objec
 
 def few_bursts(slo: Slo, evidence: Evidence) -> str | None:
     """A caveat about a PASS that rests on few stalls, as far as they can be seen in the window."""
-    values = evidence.samples.response_ms
-    if slo.percentile is not None:
-        over, allowed = values > slo.limit, 1 - slo.percentile / 100
-    elif slo.metric == "error_rate" and slo.limit > 0:
-        over, allowed = ~evidence.samples.ok, slo.limit
-    else:
+    found = _over(slo, evidence)
+    if found is None:
         return None
+    over, allowed = found
     bursts = statistics.bursts_of(over, allowed)
     if not bursts.few:
         return None
@@ -63,6 +60,32 @@ def few_bursts(slo: Slo, evidence: Evidence) -> str | None:
         f"{slo}: the {int(over.sum())} requests over the limit came in {seen}, too few to know how often "
         f"that happens: this PASS is less sure than {1 - ALPHA:.0%}; a longer --min-duration shows more"
     )
+
+
+def missed_throughout(slo: Slo, evidence: Evidence, part: float) -> bool:
+    """Whether most requests of every batch are over the limit, steadily, and no PASS can come any more.
+
+    That is where this window, which is `part` of the longest one, has more requests over the limit than are
+    allowed in the whole of it. Latencies that fall or grow may be those of a server that gets warm.
+    """
+    found = _over(slo, evidence)
+    if found is None or len(found[0]) < BATCHES:
+        return False
+    over, allowed = found
+    values = np.minimum(evidence.samples.response_ms, evidence.timeout_ms)
+    limit = slo.limit if slo.unit == "ms" else evidence.timeout_ms
+    steady = far_over(values, limit) or (evidence.warm_up.settled and not statistics.drifts(values))
+    throughout = bool(statistics.misses_always(batch_shares(over), allowed))
+    return steady and throughout and float(over.mean()) * part > allowed
+
+
+def _over(slo: Slo, evidence: Evidence) -> tuple[NDArray[np.bool_], float] | None:
+    """Which requests are over the limit, and the share that may be; None where requests do not count."""
+    if slo.percentile is not None:
+        return evidence.samples.response_ms > slo.limit, 1 - slo.percentile / 100
+    if slo.metric == "error_rate" and slo.limit > 0:
+        return ~evidence.samples.ok, slo.limit
+    return None
 
 
 def _share_objective(

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tritongen.loadtest.looks import plan_looks, plan_times
+from tritongen.loadtest.looks import EARLY_PART, early_times, plan_looks, plan_times
 from tritongen.loadtest.schedule import Schedule
 from tritongen.loadtest.settings import Settings
+from tritongen.loadtest.statistics import FEWEST_TO_FAIL
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class LookPoint:
     """After the start of the schedule."""
     scheduled: int | None
     """Requests until then, warm-up included; None in a closed loop, where nobody knows."""
+    early: bool = False
+    """It may find a plain miss, and decides nothing else."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ class LookPlan:
     points: tuple[LookPoint, ...]
     alpha: float
     """That each look may spend, on either side."""
+    early_alpha: float = 0.0
+    """That each early one may spend."""
+
+    def alpha_of(self, point: LookPoint) -> float:
+        """What this look may spend."""
+        return self.early_alpha if point.early else self.alpha
 
 
 def make_plan(settings: Settings, schedule: Schedule | None) -> LookPlan:
@@ -38,18 +47,37 @@ def make_plan(settings: Settings, schedule: Schedule | None) -> LookPlan:
     varies = settings.rate_shape is not None or settings.trace is not None  # the whole of it is the test
     if settings.min_duration_s is None or not settings.slos or varies:
         return LookPlan((end,), settings.alpha)
+    late_alpha = settings.alpha * (1 - EARLY_PART)
     window_s = settings.duration_s - warmup_s
     least_s = min(settings.min_duration_s, window_s)
     if schedule is None:
-        times = plan_times(window_s, least_s, settings.alpha)
+        times = plan_times(window_s, least_s, late_alpha)
         points = [LookPoint(round((warmup_s + at) * 1e9), None) for at in times.at[:-1]]
-        return LookPlan((*points, end), times.alpha)
+        return _with_early([*points, end], times.alpha, settings, None)
     first = int(np.searchsorted(schedule.offsets_ns, round(warmup_s * 1e9)))
     least = int(np.searchsorted(schedule.offsets_ns, round((warmup_s + least_s) * 1e9))) - first
-    looks = plan_looks(len(schedule) - first, least, settings.alpha)
+    looks = plan_looks(len(schedule) - first, least, late_alpha)
     counts = [first + round(at) for at in looks.at[:-1]]
-    edges_ns = schedule.offsets_ns[counts]
-    # Where several are due at that very moment, those before it are fewer.
-    until = np.searchsorted(schedule.offsets_ns, edges_ns).tolist()
-    points = [LookPoint(edge_ns, count) for edge_ns, count in zip(edges_ns.tolist(), until, strict=True)]
-    return LookPlan((*points, end), looks.alpha)
+    points = [_at(edge_ns, schedule) for edge_ns in schedule.offsets_ns[counts].tolist()]
+    return _with_early([*points, end], looks.alpha, settings, schedule)
+
+
+def _at(offset_ns: int, schedule: Schedule | None, *, early: bool = False) -> LookPoint:
+    """A look at this moment. Where several are due at that very moment, those before it are fewer."""
+    scheduled = None if schedule is None else int(np.searchsorted(schedule.offsets_ns, offset_ns))
+    return LookPoint(offset_ns, scheduled, early)
+
+
+def _with_early(
+    points: list[LookPoint], alpha: float, settings: Settings, schedule: Schedule | None
+) -> LookPlan:
+    """The plan, with early looks where they have enough requests to fail by."""
+    warmup_ns = round(settings.effective_warmup_s * 1e9)
+    first_s = (points[0].offset_ns - warmup_ns) / 1e9
+    edges_ns = [warmup_ns + round(at * 1e9) for at in early_times(first_s)]
+    if schedule is not None:
+        first = int(np.searchsorted(schedule.offsets_ns, warmup_ns))
+        counts = np.searchsorted(schedule.offsets_ns, edges_ns) - first
+        edges_ns = [edge for edge, count in zip(edges_ns, counts, strict=True) if count >= FEWEST_TO_FAIL]
+    early = [_at(edge_ns, schedule, early=True) for edge_ns in edges_ns]
+    return LookPlan((*early, *points), alpha, settings.alpha * EARLY_PART / max(1, len(early)))

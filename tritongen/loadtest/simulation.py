@@ -213,3 +213,25 @@ def try_rule(
                 counts[decision][number] += 1
         values = values[undecided]
     return Outcomes(runs, tuple(counts[Decision.PASS]), tuple(counts[Decision.FAIL]))
+
+
+def try_early(
+    process: Process,
+    share: float,
+    looks: Sequence[int],
+    runs: int,
+    random: np.random.Generator,
+    *,
+    allowed: float = 0.01,
+) -> Outcomes:
+    """In how many runs most requests of every batch miss at one of these early looks.
+
+    More than that is asked for where a load test ends by it: these are the most that can.
+    """
+    over = process.draw(random, runs, looks[-1]) > process.limit(share)
+    failed = []
+    for look in looks:
+        missed = misses_always(batch_shares(over[:, :look]), allowed)
+        failed.append(int(missed.sum()))
+        over = over[~missed]
+    return Outcomes(runs, (0,) * len(looks), tuple(failed))

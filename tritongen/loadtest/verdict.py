@@ -12,7 +12,7 @@ from tritongen.errors import ExitCode
 from tritongen.loadtest import statistics
 from tritongen.loadtest.correlation import above_headroom
 from tritongen.loadtest.evidence import Evidence, growing_backlog, late_sends, lowest_limit_ms, out_of_reach
-from tritongen.loadtest.objectives import few_bursts, judge_objective
+from tritongen.loadtest.objectives import few_bursts, judge_objective, missed_throughout
 from tritongen.loadtest.statistics import ALPHA
 from tritongen.runs.loadtest import LoadOutcome, Objective
 from tritongen.slo import Slo
@@ -25,6 +25,7 @@ __all__ = [
     "Verdict",
     "decide",
     "judge_objective",
+    "plain_miss",
     "reach_verdict",
 ]
 
@@ -117,6 +118,18 @@ def reach_verdict(evidence: Evidence, slos: Sequence[Slo], alpha: float = ALPHA)
     reasons = group[:1] if decisive in _ALONE else group
     told = tuple(text for finding in reasons for text in findings[finding])
     return Verdict(outcome, told, objectives, decisive=decisive)
+
+
+def plain_miss(evidence: Evidence, slos: Sequence[Slo], alpha: float, part: float) -> bool:
+    """Whether an early window, `part` of the longest one, shows that an objective is missed.
+
+    More than a FAIL is asked for: most requests miss all the time, so many that no PASS can come any more.
+    """
+    verdict = reach_verdict(evidence, slos, alpha)
+    return verdict.decisive is Finding.MISSED and any(
+        judged.outcome == "fail" and missed_throughout(slo, evidence, part)
+        for slo, judged in zip(slos, verdict.objectives, strict=True)
+    )
 
 
 def _without_objectives(findings: Mapping[Finding, Sequence[str]]) -> Verdict:

@@ -15,7 +15,7 @@ from tritongen.loadtest.plan import LookPlan, LookPoint
 from tritongen.loadtest.record import Measurement, look_result, make_evidence
 from tritongen.loadtest.samples import Samples
 from tritongen.loadtest.settings import Settings
-from tritongen.loadtest.verdict import reach_verdict
+from tritongen.loadtest.verdict import plain_miss, reach_verdict
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.loadtest import LookResult
 
@@ -45,11 +45,12 @@ class Watch:
         window_ns = start_ns + round(settings.effective_warmup_s * 1e9)
         end_ns = start_ns + self._plan.points[-1].offset_ns
         self._monitor.start([window_ns, *(start_ns + point.offset_ns for point in self._plan.points)])
-        stopped = False
+        stopped, alpha = False, self._plan.alpha
         try:
             decided = self._wait(end_ns + round((settings.timeout_s + _GRACE_S) * 1e9))
             if decided is not None:
                 end_ns = start_ns + decided.offset_ns
+                alpha = self._plan.alpha_of(decided)
                 self._finish_early()
         except KeyboardInterrupt:
             stopped = True
@@ -68,7 +69,7 @@ class Watch:
             before=self._monitor.statistics(window_ns),
             after=after,
             stopped=stopped,
-            alpha=self._plan.alpha,
+            alpha=alpha,
             looks=tuple(self._looks),
             gpus=self._monitor.gpus(window_ns, end_ns),
         )
@@ -111,10 +112,14 @@ class Watch:
         edge_ns = self._start_ns + point.offset_ns
         seen = Measurement(samples, {}, self._start_ns, edge_ns, None, None, stopped=False)
         evidence = make_evidence(self._settings, seen)
-        verdict = reach_verdict(evidence, self._settings.slos, self._plan.alpha)
+        slos, alpha = self._settings.slos, self._plan.alpha_of(point)
+        if point.early:
+            longest_s = self._plan.points[-1].offset_ns / 1e9 - self._settings.effective_warmup_s
+            return plain_miss(evidence, slos, alpha, evidence.seconds / longest_s)
+        verdict = reach_verdict(evidence, slos, alpha)
         if verdict.final:
             return True  # the report judges it again, as its last look
-        look = look_result(evidence, verdict, self._plan.alpha)
+        look = look_result(evidence, verdict, alpha)
         self._looks.append(look)
         text = f"look at {look.requests} requests ({look.at_s:.0f} s): not decided yet; {look.reason}"
         self._events(Event("loadtest", "note", text))
@@ -133,8 +138,8 @@ class Watch:
             data = {**asdict(figures), "p99_ms": figures.p99_ms if finite else None}
         if elapsed > length:
             parts.append(self._awaited(elapsed - length))
-        elif self._waiting:
-            at_s = self._waiting[0].offset_ns / 1e9
+        elif waiting := [point for point in self._waiting if not point.early]:
+            at_s = waiting[0].offset_ns / 1e9
             parts.append(
                 f"may decide at {at_s:.0f} s"
                 if elapsed < at_s
