@@ -365,6 +365,9 @@ def test_only_a_plain_miss_ends_a_run_before_its_first_look() -> None:
     assert found(slow, "p99<=20ms", "p99<=1s", "mean<=1s", "throughput>=10/s")
     assert found(mixed(2000, 0.9), "p99<=20ms")
     assert found(slow, "error_rate<=1%", failed=np.arange(2000) % 10 > 0)
+    # What is met so far is not yet decided.
+    verdict = reach_verdict(evidence(GOOD + 30, early=True), [P99, parse_slo("p99<=1s")])
+    assert [each.outcome for each in verdict.objectives] == ["fail", "undecided"]
     # It may still get warm, or catch up.
     assert not found(falling, "p99<=20ms", timeout_ms=10_000.0)
     assert not found(rising, "p99<=20ms", timeout_ms=10_000.0)

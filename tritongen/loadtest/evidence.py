@@ -44,6 +44,8 @@ class Evidence:
     """Why the server cannot be asked any more."""
     fixed_duration: bool = False
     """The run was to last exactly so long."""
+    early: bool = False
+    """Shorter than what may decide: only a miss is told."""
 
     @property
     def seconds(self) -> float:

@@ -61,6 +61,8 @@ class Measurement:
     looks: tuple[LookResult, ...] = ()
     """Those before the last one."""
     gpus: tuple[GpuFigures, ...] = ()
+    early: bool = False
+    """It ended before the first look, by a plain miss."""
 
 
 def make_report(
@@ -151,6 +153,7 @@ def make_evidence(settings: Settings, measurement: Measurement, server_gone: str
         stopped=measurement.stopped,
         server_gone=server_gone,
         fixed_duration=settings.min_duration_s is None,
+        early=measurement.early,
     )
 
 

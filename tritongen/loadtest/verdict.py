@@ -105,6 +105,8 @@ def reach_verdict(evidence: Evidence, slos: Sequence[Slo], alpha: float = ALPHA)
     """
     share = alpha / max(1, len(slos))
     objectives = tuple(judge_objective(slo, evidence, share) for slo in slos)
+    if evidence.early:
+        objectives = tuple(map(_not_yet_passed, objectives))
     findings = find(evidence, slos, objectives)
     if not slos:
         return _without_objectives(findings)
@@ -175,6 +177,13 @@ def _drifts(evidence: Evidence, slos: Sequence[Slo]) -> bool:
     limit = lowest_limit_ms(slos)
     swings = values if limit is None else above_headroom(values, limit)
     return len(values) >= statistics.FIRST_LOOK and statistics.drifts(swings)
+
+
+def _not_yet_passed(objective: Objective) -> Objective:
+    if objective.outcome != "pass":
+        return objective
+    reason = f"{objective.reason}; too early for a PASS"
+    return objective.model_copy(update={"outcome": "undecided", "reason": reason})
 
 
 def _sentence(objective: Objective) -> str:

@@ -45,12 +45,12 @@ class Watch:
         window_ns = start_ns + round(settings.effective_warmup_s * 1e9)
         end_ns = start_ns + self._plan.points[-1].offset_ns
         self._monitor.start([window_ns, *(start_ns + point.offset_ns for point in self._plan.points)])
-        stopped, alpha = False, self._plan.alpha
+        stopped, alpha, early = False, self._plan.alpha, False
         try:
             decided = self._wait(end_ns + round((settings.timeout_s + _GRACE_S) * 1e9))
             if decided is not None:
                 end_ns = start_ns + decided.offset_ns
-                alpha = self._plan.alpha_of(decided)
+                alpha, early = self._plan.alpha_of(decided), decided.early
                 self._finish_early()
         except KeyboardInterrupt:
             stopped = True
@@ -72,6 +72,7 @@ class Watch:
             alpha=alpha,
             looks=tuple(self._looks),
             gpus=self._monitor.gpus(window_ns, end_ns),
+            early=early,
         )
 
     def _finish_early(self) -> None:
@@ -110,7 +111,7 @@ class Watch:
 
     def _decides(self, point: LookPoint, samples: Samples) -> bool:
         edge_ns = self._start_ns + point.offset_ns
-        seen = Measurement(samples, {}, self._start_ns, edge_ns, None, None, stopped=False)
+        seen = Measurement(samples, {}, self._start_ns, edge_ns, None, None, stopped=False, early=point.early)
         evidence = make_evidence(self._settings, seen)
         slos, alpha = self._settings.slos, self._plan.alpha_of(point)
         if point.early:
