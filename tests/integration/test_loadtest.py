@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -350,7 +351,11 @@ def _workers(command: subprocess.Popen[str]) -> list[int]:
     return [process for process in processes if _parent(process) == command.pid]
 
 
-def test_no_worker_outlives_a_killed_command() -> None:
+def test_no_worker_outlives_a_killed_command_and_the_next_one_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with NullServer() as server:
         process = start_command(server.http_url, "--workers", "2")
         wait_for_load(server, 20)
@@ -362,6 +367,10 @@ def test_no_worker_outlives_a_killed_command() -> None:
         while any(_parent(worker) is not None for worker in workers):
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        (left,) = tmp_path.iterdir()
+        assert left.name.startswith("tritongen-loadtest-")
+        load(server.http_url, rate=20)
+    assert not list(tmp_path.iterdir())
 
 
 def _parent(pid: int) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +18,7 @@ from tritongen.loadtest.probe import probe
 from tritongen.loadtest.record import Measurement, Subject, make_report
 from tritongen.loadtest.sample_export import check_samples_file, write_samples
 from tritongen.loadtest.schedule import Schedule
+from tritongen.loadtest.scratch import scratch_folder
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.target import Address, ServedModel, parse_address
 from tritongen.loadtest.watch import Watch
@@ -153,8 +153,8 @@ def _offer(  # noqa: PLR0917
     plan = make_plan(settings, schedule)
     monitor = Monitor(control, settings.model, settings.version, metrics_url=settings.metrics_url)
     with (
-        tempfile.TemporaryDirectory(prefix="tritongen-loadtest-") as folder,
-        Fleet(Path(folder), job, requests, _shares(settings, workers, schedule)) as fleet,
+        scratch_folder() as folder,
+        Fleet(folder, job, requests, _shares(settings, workers, schedule)) as fleet,
     ):
         return Watch(settings, fleet, monitor, plan, events).run()
 
