@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from tests.unit.test_selection import FAST_INT8, MACHINE, SLOW_FP32, choose, trial
+from tests.unit.test_selection import FAST_INT8, MACHINE, SLOW_FP32, choose, point, trial
+from tritongen.autotune.judging import Goal
+from tritongen.autotune.tradeoff import tradeoffs
 from tritongen.report.build import first_load_test, print_build
 from tritongen.report.console import console
 from tritongen.report.terminal import progress
@@ -31,12 +33,13 @@ def test_everything_that_was_tried_is_shown_with_its_numbers() -> None:
     model = ModelBuild(
         name="net", status="built", seconds=1, repository="model_repository/net", version=3,
         batching="confirmed by a run", selection=choose(trials, notes=["fp8 is not tried"]), trials=trials,
+        tradeoffs=tradeoffs(trials, Goal.parse("throughput")),
     )  # fmt: skip
     text = summary(model)
     assert "3 candidates on onnxruntime" in text
     for telling in ("selected", "passed", "failed: because", "5 / 7.5", "400 (8x1)", "fp8 is not tried"):
         assert telling in text, text
-    assert "tritongen loadtest net --rate 100" in text
+    assert "tritongen loadtest net --rate 60  # a third of the 200 calls/s" in text
     assert "(version 3)" in text
     assert max(len(line) for line in text.splitlines() if "(8x1)" in line) <= 80
 
@@ -47,7 +50,12 @@ def test_long_names_are_folded_and_numbers_are_not() -> None:
         update={"candidate": FAST_INT8.candidate.model_copy(update={"id": f"onnxruntime-{name}"})}
     )
     trials = (SLOW_FP32, long)
-    text = summary(ModelBuild(name="net", status="built", seconds=1, selection=choose(trials), trials=trials))
+    text = summary(
+        ModelBuild(
+            name="net", status="built", seconds=1, selection=choose(trials), trials=trials,
+            tradeoffs=tradeoffs(trials, Goal.parse("throughput")),
+        )
+    )  # fmt: skip
     assert "5 / 7.5" in text
     assert "400 (8x1)" in text
     table = text.partition("in brackets")[0]
@@ -92,12 +100,39 @@ def test_what_was_told_already_is_not_told_again() -> None:
     assert "change in points" not in stream.getvalue()
 
 
-def test_the_first_load_test_is_within_reach() -> None:
-    assert first_load_test("net", SLOW_FP32.curve).startswith("tritongen loadtest net --rate ")
-    slow = SLOW_FP32.curve[0].model_copy(update={"throughput": 31.0, "batch_size": 1})
-    fast = slow.model_copy(update={"throughput": 900.0, "batch_size": 8})
-    assert first_load_test("net", (slow, fast)) == "tritongen loadtest net --rate 10"
-    assert "other models" in first_load_test("net", (slow,), others=2)
+@pytest.mark.parametrize(
+    ("calls", "rate"),
+    [(9000.0, "200"), (31.0, "10  # a third of the 31 calls/s"), (0.8, "0.2  # a third of the 0.8 calls/s")],
+)
+def test_the_first_load_test_is_within_reach(calls: float, rate: str) -> None:
+    alone = SLOW_FP32.curve[0].model_copy(update={"throughput": calls})
+    served = alone.runtime, alone.instances
+    others = alone.model_copy(update={"throughput": 5 * calls, "instances": 4})
+    batches = alone.model_copy(update={"throughput": 9 * calls, "batch_size": 8})
+    told = first_load_test("net", (others, alone, batches), served=served)
+    assert told.startswith(f"tritongen loadtest net --rate {rate}")
+    assert "other models" in first_load_test("net", (alone,), served=served, others=2)
+
+
+def test_a_model_that_nobody_measured_gets_a_careful_load_test() -> None:
+    assert first_load_test("net", (), served=({}, 1)) == "tritongen loadtest net --rate 10"
+
+
+def test_the_table_has_the_figures_that_the_sentences_compare() -> None:
+    """Its own best is elsewhere on the curve: the larger batch is taken, and latency is judged at batch 1."""
+    curve = [point(1, 10.0), point(4, 20.0), point(8, 41.0)]
+    trials = (trial("fp32", curve, loss=0.0), FAST_INT8)
+    for objective, figure, sentence in (
+        ("throughput", "195 (8x1)", "195 inferences/s at batch 8"),
+        ("latency", "10 (1x1)", "median 10 ms at batch 1"),
+    ):
+        model = ModelBuild(
+            name="net", status="built", seconds=1, selection=choose(trials, objective), trials=trials,
+            tradeoffs=tradeoffs(trials, Goal.parse(objective)),
+        )  # fmt: skip
+        text = summary(model, width=400)
+        assert figure in text
+        assert sentence in text
 
 
 def test_what_is_piped_is_neither_wrapped_nor_padded(capsys: pytest.CaptureFixture[str]) -> None:

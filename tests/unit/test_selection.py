@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tritongen.autotune.judging import MIN_GAIN, Goal, close_call, judge
-from tritongen.autotune.selection import select
+from tritongen.autotune.cpu_watch import disturbance
+from tritongen.autotune.judging import MIN_GAIN, Goal, judge
+from tritongen.autotune.selection import close_call, select
 from tritongen.errors import BuildError
 from tritongen.runs.records import (
     Accuracy,
@@ -27,7 +28,9 @@ from tritongen.spec import Precision
 MACHINE = Machine(hostname="h", system="s", python="3", cpu="c", cores=2, memory_bytes=1)
 
 
-def point(batch: int, median_ms: float, *, instances: int = 1, spread: float = 0.0) -> LatencyPoint:
+def point(
+    batch: int, median_ms: float, *, instances: int = 1, spread: float = 0.0, taken: float | None = None
+) -> LatencyPoint:
     """A point whose throughput follows from its median and whose P99 is 1.5 times that."""
     return LatencyPoint(
         batch_size=batch,
@@ -39,6 +42,8 @@ def point(batch: int, median_ms: float, *, instances: int = 1, spread: float = 0
         p99_ms=1.5 * median_ms,
         throughput=instances * batch * 1000 / median_ms,
         spread=spread,
+        cpu_taken=taken,
+        noisy=disturbance(taken),
     )
 
 
@@ -248,6 +253,87 @@ def test_a_comparison_that_settles_nothing_is_told_with_its_interval() -> None:
     chosen = choose([SLOW_FP32, close], comparisons=[measured])
     assert chosen.winner == "fp32"
     assert "16.0 % slower in alternation than fp32: not beyond noise (×0.69 to ×1.01)" in str(chosen.losers)
+
+
+def in_alternation(one: str, other: str, ratio: float, half_width: float = 0.01) -> Comparison:
+    return Comparison(
+        candidate=one, against=other, batch_size=8, against_batch_size=8, rounds=24,
+        ratio=ratio, low=ratio - half_width, high=ratio + half_width,
+    )  # fmt: skip
+
+
+def settle(trials: Sequence[Trial], truth: dict[str, float], most: int = 4) -> tuple[Selection, list[str]]:
+    """What is selected once every call that is too close was measured, and the pairs in their order."""
+    found: list[Comparison] = []
+    while len(found) < most and (call := close_call(trials, Goal.parse("throughput"), found, tried(found))):
+        one, other = (judged.id for judged in call)
+        found.append(in_alternation(one, other, truth[one] / truth[other]))
+    return choose(trials, comparisons=found), [f"{c.candidate} / {c.against}" for c in found]
+
+
+def tried(found: Sequence[Comparison]) -> list[frozenset[str]]:
+    return [frozenset((one.candidate, one.against)) for one in found]
+
+
+def test_what_others_took_is_noise_however_narrow_the_interval() -> None:
+    """Half the processor taken doubles a latency: the curve alone must not decide."""
+    disturbed = trial("fp32", [point(8, 80.0, spread=0.01, taken=0.5)])
+    calm = trial("int8-mse", [point(8, 50.0, spread=0.01)])
+    chosen = choose([disturbed, calm])
+    assert chosen.winner == "fp32"
+    assert (
+        "60.0 % faster than fp32: not beyond noise (±3 %, and other processes had" in chosen.losers[0].reason
+    )
+    assert chosen.notes[0].startswith(
+        "the machine was busy: other processes had the processor for up to 50 % of the time while 1 of 2"
+    )
+    assert "±1 % at worst" in chosen.notes[0]
+    assert "--fresh" in chosen.notes[0]
+    assert not choose([SLOW_FP32, FAST_INT8]).notes
+
+
+def test_noise_without_a_cause_is_told_as_well() -> None:
+    (note,) = choose([trial("fp32", [point(8, 40.0, spread=0.4)])]).notes
+    assert note.startswith("the machine was noisy: medians are known to ±40 % at worst")
+
+
+def test_under_noise_two_of_one_precision_are_measured_in_alternation() -> None:
+    calm = [trial("fp32", [point(8, 40.0)]), trial("fp32-extended", [point(8, 35.0)])]
+    assert close_call(calm, Goal.parse("throughput")) is None
+    noisy = [trial(one.candidate.id, [point(8, one.curve[0].median_ms, taken=0.4)]) for one in calm]
+    chosen, asked = settle(noisy, {"fp32": 1.0, "fp32-extended": 1.5})
+    assert asked == ["fp32 / fp32-extended"]
+    assert chosen.winner == "fp32-extended"
+    assert "1 pair was measured again in alternation" in chosen.notes[0]
+    assert settle(noisy, {"fp32": 1.0, "fp32-extended": 1.0})[0].winner == "fp32"
+
+
+def test_what_leaders_of_two_precisions_showed_in_alternation_holds_for_their_equals() -> None:
+    """On a busy machine no curve tells anything, and four pairs must be enough."""
+    names = {"fp32": 1.0, "fp32-extended": 0.9, "int8-a": 1.5, "int8-b": 1.5, "int8-c": 1.5}
+    noisy = [
+        trial(name, [point(8, ms, taken=0.8)], loss=0.1 * place)
+        for place, (name, ms) in enumerate(zip(names, (30.0, 33.0, 28.0, 27.0, 26.0), strict=True))
+    ]
+    chosen, asked = settle(noisy, names)
+    assert asked[0] == "int8-c / fp32"
+    assert chosen.winner == "int8-a"
+    for name in ("fp32", "fp32-extended"):
+        assert "slower in alternation" in next(one.reason for one in chosen.losers if one.candidate == name)
+    equal, _ = settle(noisy, dict.fromkeys(names, 1.0))
+    assert equal.winner == "fp32"
+    # One pair is enough for the precision.
+    assert settle(noisy, names, most=1)[0].winner.startswith("int8")
+
+
+def test_a_sibling_does_not_win_by_its_curve_what_the_leader_lost_in_alternation() -> None:
+    trials = [trial("fp32", [point(8, 40.0)]), trial("int8-a", [point(8, 36.0)], loss=0.1),
+              trial("int8-b", [point(8, 36.5)], loss=0.2)]  # fmt: skip
+    assert choose(trials).winner == "int8-a"
+    chosen = choose(trials, comparisons=[in_alternation("int8-a", "fp32", 0.99)])
+    assert chosen.winner == "fp32"
+    sibling = next(one.reason for one in chosen.losers if one.candidate == "int8-b")
+    assert "1.0 % slower in alternation (int8-a against fp32) than fp32: not beyond noise" in sibling
 
 
 def test_a_larger_batch_is_kept_where_noise_hides_the_difference() -> None:

@@ -203,9 +203,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
         notes += preparation.warnings
     for note in notes:
         events(Event("build", "note", note, name))
-    goal = Goal.parse(
-        spec.objective, spec.slo, spec.serving.instances, full_batches=spec.max_batch_size is not None
-    )
+    goal = Goal.of(spec)
     budget = Budget(spec.build_budget_minutes)
     search = Search(setting, engine, graph, preparation, budget)
     tried = run_trials(search, space.candidates)
@@ -226,7 +224,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
         max_batch_size=largest,
         max_batch_size_is_asked_for=spec.max_batch_size is not None,
         instances=spec.serving.instances,
-        comparisons=stages.compare_leaders(setting, trials, preparation, goal),
+        comparisons=stages.compare_leaders(setting, trials, preparation, goal, budget),
         notes=notes,
     )
     write_record(setting.run.selection, selection)

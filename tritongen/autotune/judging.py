@@ -1,4 +1,4 @@
-"""How a trial is judged under an objective, and when one is better than another beyond noise."""
+"""How a trial is judged under an objective: the point of its curve that speaks for it, and its rank."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tritongen.autotune.closeness import AGREEMENT, EQUAL
-from tritongen.runs.records import Accuracy, Comparison, LatencyPoint, OutputError, Trial
+from tritongen.runs.records import Accuracy, LatencyPoint, OutputError, Trial
 from tritongen.slo import Slo, parse_slo
-from tritongen.spec import Precision
+from tritongen.spec import ModelSpec, Precision
 
 MIN_GAIN = 0.03
 """A less exact candidate must be at least this much better, however narrow the intervals are:
@@ -21,6 +21,9 @@ CLOSE = 0.15
 NEAR_BEST = 0.05
 """Throughputs nearer than this to the best count as equal, and on a noisy machine those within the noise: the
 larger batch is then taken, since a server has a cost per call that the bare engine does not show."""
+
+_MOST_TAKEN = 0.95
+"""Of a larger share nothing follows but that the measurement is worth nothing."""
 
 UNUSABLE = 1e9
 """The error of outputs that cannot be compared at all (NaN, another shape); JSON has no infinity."""
@@ -41,6 +44,20 @@ class Judged:
     @property
     def id(self) -> str:
         return self.trial.candidate.id
+
+    @property
+    def precision(self) -> Precision:
+        return self.trial.candidate.precision
+
+    @property
+    def taken(self) -> float:
+        """Share of the processor time that other processes had while the point was measured."""
+        return min(self.point.cpu_taken or 0.0, _MOST_TAKEN)
+
+    @property
+    def undisturbed_score(self) -> float:
+        """What the score may have been without the other processes: they slow down by the share they take."""
+        return self.score / (1 - self.taken)
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,12 @@ class Goal:
         size = int(batch or 1) if kind == "latency" else None
         latencies = tuple(one for one in map(parse_slo, slo) if one.unit == "ms")
         return cls(objective, size, latencies, instances, full_batches)
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Goal:
+        """What a model's spec asks for; SpecError as in `parse`."""
+        full_batches = spec.max_batch_size is not None
+        return cls.parse(spec.objective, spec.slo, spec.serving.instances, full_batches=full_batches)
 
     def score(self, point: LatencyPoint) -> float:
         return point.throughput if self.batch_size is None else 1000.0 / max(point.median_ms, 1e-9)
@@ -101,7 +124,8 @@ def _batch_for_throughput(fitting: Sequence[LatencyPoint], goal: Goal) -> int:
 
 def _nearness(point: LatencyPoint, best: LatencyPoint) -> float:
     """How far a throughput may lie behind the best one and count as equal: by noise, within bounds."""
-    return min(max(NEAR_BEST, math.hypot(point.spread, best.spread)), CLOSE)
+    noise = max(math.hypot(point.spread, best.spread), point.cpu_taken or 0.0)
+    return min(max(NEAR_BEST, noise), CLOSE)
 
 
 def meets(point: LatencyPoint, slos: Sequence[Slo]) -> bool:
@@ -110,35 +134,6 @@ def meets(point: LatencyPoint, slos: Sequence[Slo]) -> bool:
     The curve keeps mean, median and P99: percentiles above the median are held against the P99.
     """
     return all(slo.holds(_value(point, slo)) for slo in slos)
-
-
-def beats(one: Judged, other: Judged, comparisons: Sequence[Comparison] = ()) -> bool:
-    """Whether `one` is better than `other` beyond noise."""
-    if one.meets_slo != other.meets_slo:
-        return one.meets_slo
-    measured = measured_ratio(one, other, comparisons)
-    if measured is not None:
-        return measured[1] > 1 and measured[0] > 1 + MIN_GAIN
-    return one.score > other.score * (1 + max(MIN_GAIN, noise(one, other)))
-
-
-def close_call(trials: Sequence[Trial], goal: Goal) -> tuple[Judged, Judged] | None:
-    """(less exact, more exact): the two leaders, where their curves are too close to tell them apart."""
-    judged = sorted((judge(trial, goal) for trial in trials), key=rank)
-    precisions = sorted({exactness(one.trial)[0] for one in judged})
-    leaders = [next(one for one in judged if exactness(one.trial)[0] == p) for p in precisions]
-    if len(leaders) < 2:  # noqa: PLR2004
-        return None
-    exact, other = leaders[0], min(leaders[1:], key=rank)
-    if exact.meets_slo != other.meets_slo:
-        return None
-    margin = max(CLOSE, 2 * noise(exact, other))
-    return (other, exact) if 1 / (1 + margin) < other.score / exact.score < 1 + margin else None
-
-
-def noise(one: Judged, other: Judged) -> float:
-    """Half-width of the 95 % interval of the ratio of two scores, from the spreads of both medians."""
-    return math.hypot(one.point.spread, other.point.spread)
 
 
 def exactness(trial: Trial) -> tuple[float, ...]:
@@ -160,23 +155,6 @@ def _loss_percent(one: OutputError) -> float:
 
 def rank(one: Judged) -> tuple[bool, float, str]:
     return not one.meets_slo, -one.score, one.id
-
-
-def measured_ratio(
-    one: Judged, other: Judged, comparisons: Sequence[Comparison]
-) -> tuple[float, float, float] | None:
-    """(ratio, the ends of its interval) of the two in alternation, whichever way round it was measured."""
-    for c in comparisons:
-        sides = ((c.candidate, c.batch_size), (c.against, c.against_batch_size))
-        if sides == (_side(one), _side(other)):
-            return c.ratio, c.low, c.high
-        if sides == (_side(other), _side(one)):
-            return 1 / c.ratio, 1 / c.high, 1 / c.low
-    return None
-
-
-def _side(one: Judged) -> tuple[str, int]:
-    return one.id, one.point.batch_size
 
 
 def _value(point: LatencyPoint, slo: Slo) -> float:

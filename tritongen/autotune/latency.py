@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tritongen.autotune.cpu_watch import CpuTimes, Schedule, disturbance, share_taken, this_thread
 from tritongen.autotune.gpu_watch import REPEATS, GpuWatch, noise_in, watch_of
 from tritongen.autotune.memory import resident_bytes
 from tritongen.autotune.order_statistics import median_spread, percentile
@@ -77,6 +78,8 @@ class Round:
     """Clock readings in nanoseconds around each call, one array per instance."""
     latencies: tuple[NDArray[np.int64], ...]
     """What the engine itself measured, in nanoseconds."""
+    schedules: tuple[Schedule, ...] = ()
+    """What the kernel did with the threads that called it."""
 
     def window(self) -> tuple[float, float]:
         """(calls, seconds) of the time in which every instance was busy."""
@@ -153,8 +156,9 @@ def _calmly(
         with watch.watching() as conditions:
             point, raw = once()
         seen = conditions()
-        point = point.model_copy(update={"gpu": seen, "noisy": noise_in(seen), "repeats": repeats})
-        if not point.noisy:
+        by_gpu = noise_in(seen)
+        point = point.model_copy(update={"gpu": seen, "noisy": by_gpu + point.noisy, "repeats": repeats})
+        if not by_gpu:
             return point, raw
         disturbed.append((point, raw))
     best, raw = min(disturbed, key=lambda pair: pair[0].median_ms)
@@ -169,9 +173,12 @@ def measure(
         runner.prepare(inputs)
     with _no_garbage_collection():
         _warm_up(runners, effort)
+        before = CpuTimes.now()
         rounds = list(_rounds(runners, effort))
+        others = CpuTimes.now().share_of_others(before)
     raw = np.concatenate([part for one in rounds for part in one.latencies])
     windows = [one.window() for one in rounds]
+    taken = share_taken((each for one in rounds for each in one.schedules), others)
     point = LatencyPoint(
         batch_size=size,
         instances=len(runners),
@@ -183,6 +190,8 @@ def measure(
         throughput=size * sum(calls for calls, _ in windows) / sum(seconds for _, seconds in windows),
         spread=median_spread(raw),
         samples=name,
+        cpu_taken=None if taken is None else round(taken, 4),
+        noisy=disturbance(taken),
     )
     return point, raw
 
@@ -193,11 +202,11 @@ def run_round(runners: Sequence[Runner], seconds: float) -> Round:
         parts = [_step_until(runners[0], time.perf_counter_ns() + int(seconds * 1e9))]
     else:
         parts = _together(runners, seconds)
-    starts, ends, latencies = zip(*parts, strict=True)
-    return Round(starts, ends, latencies)
+    starts, ends, latencies, schedules = zip(*parts, strict=True)
+    return Round(starts, ends, latencies, schedules)
 
 
-_Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+_Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Schedule]
 
 
 def _step_until(runner: Runner, deadline_ns: int) -> _Part:
@@ -205,11 +214,15 @@ def _step_until(runner: Runner, deadline_ns: int) -> _Part:
     ends: list[int] = []
     latencies: list[int] = []
     clock, step = time.perf_counter_ns, runner.step
+    before = this_thread()
     while not ends or ends[-1] < deadline_ns:
         starts.append(clock())
         latencies.append(step())
         ends.append(clock())
-    return np.asarray(starts, np.int64), np.asarray(ends, np.int64), np.asarray(latencies, np.int64)
+    schedule = this_thread().since(before)
+    return (
+        np.asarray(starts, np.int64), np.asarray(ends, np.int64), np.asarray(latencies, np.int64), schedule
+    )  # fmt: skip
 
 
 def _together(runners: Sequence[Runner], seconds: float) -> list[_Part]:

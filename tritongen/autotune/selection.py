@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from tritongen.autotune.judging import (
-    NEAR_BEST,
-    Goal,
-    Judged,
-    beats,
-    exactness,
-    judge,
-    measured_ratio,
-    meets,
-    rank,
-)
-from tritongen.autotune.verdicts import excluded, nothing_passed, why_lost, why_won
+from tritongen.autotune.contest import Contest, worth_comparing
+from tritongen.autotune.judging import NEAR_BEST, Goal, Judged, exactness, meets, rank
+from tritongen.autotune.verdicts import excluded, noise_note, nothing_passed, why_lost, why_won
 from tritongen.runs.records import Comparison, Loser, Outcome, Selection, Trial
+from tritongen.spec import Precision
 
 
 def select(
@@ -37,37 +29,82 @@ def select(
     where the two were measured in alternation (`comparisons`), by the interval of that ratio.
     """
     goal = Goal.parse(objective, slo, instances, full_batches=max_batch_size_is_asked_for)
-    passed = [judge(trial, goal) for trial in trials if selectable(trial)]
-    if not passed:
+    contest = _contest(trials, goal, comparisons)
+    if not contest.ranked:
         raise nothing_passed(trials)
-    ranked = sorted(passed, key=rank)
-    best = _best(ranked, comparisons)
-    winner = _winner(best, ranked, comparisons)
-    losers = [one for one in ranked if one is not winner]
+    best = _best(contest)
+    winner = _winner(best, contest)
+    losers = [one for one in contest.ranked if one is not winner]
     served = max_batch_size
     if goal.batch_size is None and not max_batch_size_is_asked_for:
         served = min(winner.point.batch_size, max_batch_size)
     return Selection(
         objective=objective,
         winner=winner.id,
-        reason=why_won(winner, best, losers, goal, comparisons, alone=len(trials) == 1),
+        reason=why_won(winner, best, losers, goal, contest, alone=len(trials) == 1),
         runtime=winner.point.runtime,
         instances=goal.instances or winner.point.instances,
         batch_size=winner.point.batch_size,
         max_batch_size=served,
         losers=(
-            *(Loser(candidate=one.id, reason=why_lost(one, winner, goal, comparisons)) for one in losers),
+            *(Loser(candidate=one.id, reason=why_lost(one, winner, goal, contest)) for one in losers),
             *sorted((excluded(t) for t in trials if not selectable(t)), key=lambda loser: loser.candidate),
         ),
         runners_up=tuple(one.id for one in losers),
         comparisons=tuple(comparisons),
-        notes=(*notes, *_batch_notes(winner, goal, served, max_batch_size)),
+        notes=(
+            *filter(None, [noise_note(contest)]),
+            *notes,
+            *_batch_notes(winner, goal, served, max_batch_size),
+        ),
     )
 
 
 def selectable(trial: Trial) -> bool:
     """Whether a trial may win at all: it passed the accuracy gate and was measured."""
     return trial.outcome is Outcome.PASSED and bool(trial.curve)
+
+
+def close_call(
+    trials: Sequence[Trial],
+    goal: Goal,
+    comparisons: Sequence[Comparison] = (),
+    tried: Collection[frozenset[str]] = (),
+) -> tuple[Judged, Judged] | None:
+    """(less exact, more exact): the next two to measure in alternation; None: nothing more would be settled.
+
+    First the best one and those that it does not beat, then the winner so far and the leader of each other
+    precision. `tried`: pairs of ids that are not asked for again.
+    """
+    contest = _contest(trials, goal, comparisons)
+    if not contest.ranked:
+        return None
+    for one, other in _open_questions(contest):
+        if frozenset((one.id, other.id)) not in tried and worth_comparing(one, other):
+            return (one, other) if exactness(one.trial) > exactness(other.trial) else (other, one)
+    return None
+
+
+def _open_questions(contest: Contest) -> Iterator[tuple[Judged, Judged]]:
+    """Pairs whose comparison may change the winner, the most telling first."""
+    ranked, best = contest.ranked, _best(contest)
+    equals = sorted((one for one in ranked if not contest.beats(best, one)), key=_exactest)
+    yield from ((best, one) for one in equals)
+    wanted = equals[0]
+    yield from (
+        (wanted, one) for one in ranked if _more_exact(one, wanted) and not contest.beats(wanted, one)
+    )
+    winner = _winner(best, contest)
+    yield from ((winner, one) for one in _leaders(ranked))
+    yield from ((winner, one) for one in ranked if one.precision is winner.precision)
+
+
+def _leaders(ranked: Sequence[Judged]) -> list[Judged]:
+    """The best of each precision."""
+    by_precision: dict[Precision, Judged] = {}
+    for one in ranked:
+        by_precision.setdefault(one.precision, one)
+    return list(by_precision.values())
 
 
 def _batch_notes(winner: Judged, goal: Goal, served: int, measured: int) -> Iterator[str]:
@@ -86,28 +123,43 @@ def _batch_notes(winner: Judged, goal: Goal, served: int, measured: int) -> Iter
         yield f"max_batch_size stays {served} as asked for, but {why}"
 
 
-def _best(ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged:
+def _contest(trials: Sequence[Trial], goal: Goal, comparisons: Sequence[Comparison]) -> Contest:
+    return Contest.of([trial for trial in trials if selectable(trial)], goal, comparisons)
+
+
+def _best(contest: Contest) -> Judged:
     """The best by its curve, unless one that was measured in alternation with it beat it there."""
-    best = ranked[0]
-    for one in ranked[1:]:
-        if measured_ratio(one, best, comparisons) and beats(one, best, comparisons):
+    best = contest.ranked[0]
+    for one in contest.ranked[1:]:
+        if contest.measured(one, best) and contest.beats(one, best):
             best = one
     return best
 
 
-def _winner(best: Judged, ranked: Sequence[Judged], comparisons: Sequence[Comparison]) -> Judged:
-    """The most exact of those that the leader does not beat; each must itself beat all that are more exact.
+def _winner(best: Judged, contest: Contest) -> Judged:
+    """The most exact of those that the leader does not beat; each must itself beat all of a more exact
+    precision.
 
     So must the leader: the best, or where it beats one of them by too little the next one down.
-    Among equals the plainest wins, not the one that noise put first: an id names only what differs from the
-    engine's first choice, so the shortest one is the plainest.
+    Among equals the plainest wins, not the one that noise put first.
     """
 
     def earned(one: Judged) -> bool:
-        rivals = (other for other in ranked if exactness(other.trial)[0] < exactness(one.trial)[0])
-        return all(beats(one, other, comparisons) for other in rivals)
+        return all(contest.beats(one, other) for other in contest.ranked if _more_exact(other, one))
 
-    deserving = [one for one in ranked if earned(one)]
+    deserving = [one for one in contest.ranked if earned(one)]
     leader = best if best in deserving else deserving[0]
-    ties = [one for one in deserving if not beats(leader, one, comparisons)]
-    return min(ties, key=lambda one: (exactness(one.trial), len(one.id), rank(one)))
+    return min((one for one in deserving if not contest.beats(leader, one)), key=_exactest)
+
+
+def _more_exact(one: Judged, other: Judged) -> bool:
+    """Whether `one` is of a more exact precision."""
+    return exactness(one.trial)[0] < exactness(other.trial)[0]
+
+
+def _exactest(one: Judged) -> tuple[object, ...]:
+    """Sort key: the most exact first, then the plainest.
+
+    An id names only what differs from the engine's first choice, so the shortest one is the plainest.
+    """
+    return exactness(one.trial), len(one.id), rank(one)

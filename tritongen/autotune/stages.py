@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritongen.autotune import jobs
+from tritongen.autotune.budget import Budget
 from tritongen.autotune.child import run_child
-from tritongen.autotune.judging import Goal, Judged, close_call
-from tritongen.autotune.selection import selectable
+from tritongen.autotune.judging import Goal, Judged
+from tritongen.autotune.selection import close_call
 from tritongen.errors import BuildError, RequirementError, SpecError
 from tritongen.graph import BatchStatus
 from tritongen.runs.build import Preparation
@@ -22,6 +23,10 @@ from tritongen.spec import ModelSpec
 DEFAULT_MAX_BATCH_SIZE = 8
 _PREPARE_TIMEOUT_S = 1800.0
 _COMPARISON_TIMEOUT_S = 600.0
+_COMPARISON_S = 30.0
+"""What one takes at most, the opening of the engines apart."""
+_MOST_COMPARISONS = {"quick": 1, "normal": 4, "thorough": 8}
+"""By effort; on a calm machine one or none is needed."""
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large", "SIGXFSZ")
 
 
@@ -79,12 +84,29 @@ def largest_batch(spec: ModelSpec, *, batched: bool) -> int:
 
 
 def compare_leaders(
-    setting: Setting, trials: Sequence[Trial], preparation: Preparation, goal: Goal
+    setting: Setting, trials: Sequence[Trial], preparation: Preparation, goal: Goal, budget: Budget
 ) -> tuple[Comparison, ...]:
-    """The leaders of two precisions measured in alternation, where their curves are too close to tell."""
-    call = close_call([trial for trial in trials if selectable(trial)], goal)
-    if call is None:
-        return ()
+    """Candidates measured in alternation, two at a time, where curves are too close or too noisy to tell.
+
+    The first pair is measured whatever the budget says; how many more depends on the effort.
+    """
+    shutil.rmtree(setting.run.comparison, ignore_errors=True)
+    found: list[Comparison] = []
+    tried: set[frozenset[str]] = set()
+    while len(tried) < _MOST_COMPARISONS[setting.effort]:
+        call = close_call(trials, goal, found, tried)
+        if call is None or (tried and not budget.fits([_COMPARISON_S])):
+            break
+        tried.add(frozenset(one.id for one in call))
+        folder = setting.run.comparison / str(len(tried))
+        found += filter(None, [_compared(setting, call, preparation, goal, folder)])
+    return tuple(found)
+
+
+def _compared(
+    setting: Setting, call: tuple[Judged, Judged], preparation: Preparation, goal: Goal, folder: Path
+) -> Comparison | None:
+    """Two candidates, measured in alternation in a child; None if that failed."""
     one, other = call
     about = f"{one.id} (batch {one.point.batch_size}) against {other.id} (batch {other.point.batch_size})"
     setting.events(Event("compare", "started", f"too close to tell: {about}", setting.name))
@@ -96,16 +118,15 @@ def compare_leaders(
         by_latency=goal.batch_size is not None,
         contenders=(_contender(setting, one), _contender(setting, other)),
     )
-    folder = setting.run.comparison
     failure = in_child(setting, folder, job, "comparison:compare",
                         subject=setting.name, timeout_s=_COMPARISON_TIMEOUT_S)  # fmt: skip
     if failure is not None:
         setting.events(Event("compare", "warning", f"{about}: the comparison {failure}", setting.name))
-        return ()
+        return None
     found = read_record(folder / "comparison.json", Comparison)
     setting.events(Event("compare", "finished", f"{about}: ratio {found.ratio:.3f} "
                          f"({found.low:.3f} to {found.high:.3f})", setting.name))  # fmt: skip
-    return (found,)
+    return found
 
 
 def in_child(

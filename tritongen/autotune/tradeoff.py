@@ -34,6 +34,7 @@ def _tradeoff(one: Judged, error: float, *, on_front: bool) -> Tradeoff:
         median_ms=one.point.median_ms,
         throughput=one.point.throughput,
         batch_size=one.point.batch_size,
+        instances=one.point.instances,
         passed=one.trial.outcome is Outcome.PASSED,
         on_front=on_front,
     )

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from tritongen.autotune import jobs
 from tritongen.autotune.budget import Budget
 from tritongen.autotune.candidates import RANGES, RECIPE
-from tritongen.autotune.judging import Goal
+from tritongen.autotune.judging import Goal, judge
 from tritongen.autotune.latency import batch_sizes
 from tritongen.autotune.machine import identity
 from tritongen.autotune.stages import Setting, in_child, largest_batch
+from tritongen.autotune.verdicts import figure
 from tritongen.errors import DataError, RequirementError, SpecError, TritongenError
 from tritongen.files import digest_files, digest_json
 from tritongen.runs.build import Preparation
@@ -130,7 +131,7 @@ class _Work:
         folder = setting.run.trial(candidate.id)
         known = _finished(folder, job.key)
         if known is not None:
-            setting.events(_told(known, again=False))
+            setting.events(_told(known, Goal.of(setting.spec), again=False))
             return known
         allowed_s = budget.allowed_s(self._took_s) if bounded else math.inf
         if allowed_s is None:
@@ -148,7 +149,7 @@ class _Work:
         if trial.outcome is not Outcome.FAILED:  # failures are tried again: no progress
             budget.progressed()
         self._took_s.append(time.monotonic() - began)
-        setting.events(_told(trial, again=True))
+        setting.events(_told(trial, Goal.of(setting.spec), again=True))
         return trial
 
 
@@ -273,16 +274,12 @@ def metric_file(spec: ModelSpec) -> Path | None:
     return next((place / relative for place in (Path(), spec.folder) if (place / relative).is_file()), None)
 
 
-def _told(trial: Trial, *, again: bool) -> Event:
+def _told(trial: Trial, goal: Goal, *, again: bool) -> Event:
     subject = trial.candidate.id
     if trial.outcome is Outcome.FAILED:
         return Event("trial", "failed", trial.reason, subject)
     words = "passed" if trial.outcome is Outcome.PASSED else "rejected"
-    best = max(trial.curve, key=lambda p: p.throughput)
-    message = (
-        f"{words}: {trial.reason}; up to {best.throughput:,.0f} inferences/s "
-        f"(batch {best.batch_size} x {best.instances})"
-    )
+    message = f"{words}: {trial.reason}; {figure(judge(trial, goal), goal)}"
     if not again:
         return Event("trial", "skipped", f"measured before, {message}", subject)
     return Event("trial", "finished", message, subject)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tritongen.autotune.budget import TIMED_OUT
-from tritongen.autotune.judging import MIN_GAIN, Goal, Judged, beats, exactness, measured_ratio, noise
+from tritongen.autotune.contest import Contest, noise
+from tritongen.autotune.cpu_watch import DISTURBED
+from tritongen.autotune.gpu_watch import noise_in
+from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, exactness
 from tritongen.errors import BuildError
-from tritongen.runs.records import Comparison, Loser, Outcome, Trial
+from tritongen.runs.records import Loser, Outcome, Trial
 from tritongen.spec import Precision
 
 
 def figure(one: Judged, goal: Goal) -> str:
-    """The number that decides, in words ("1,204 inferences/s at batch 8")."""
+    """The number that decides, in words ("1,204 inferences/s at batch 8 x 2 instances")."""
     point = one.point
+    setting = f"batch {point.batch_size}" + (f" x {point.instances} instances" if point.instances > 1 else "")
     if goal.batch_size is None:
-        return f"{number(point.throughput)} inferences/s at batch {point.batch_size}"
-    return f"median {number(point.median_ms)} ms at batch {point.batch_size}"
+        return f"{number(point.throughput)} inferences/s at {setting}"
+    return f"median {number(point.median_ms)} ms at {setting}"
 
 
 def number(value: float) -> str:
@@ -29,19 +33,19 @@ def why_won(
     best: Judged,
     losers: Sequence[Judged],
     goal: Goal,
-    comparisons: Sequence[Comparison],
+    contest: Contest,
     *,
     alone: bool,
 ) -> str:
     """The winner's sentence; `alone`: nothing else was tried."""
     if winner is not best:
         reason = (
-            f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, comparisons)}, "
+            f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, contest)}, "
             f"which is not beyond noise, so the {_virtue(winner, best)} candidate is kept"
         )
     elif losers:
         rival = min(losers, key=lambda one: exactness(one.trial))
-        reason = f"{figure(winner, goal)}, {_gain(winner, rival, comparisons)} than {rival.id}"
+        reason = f"{figure(winner, goal)}, {_gain(winner, rival, contest)} than {rival.id}"
     else:
         rest = "the only candidate that was tried" if alone else "no other candidate passed"
         reason = f"{figure(winner, goal)}; {rest}"
@@ -55,7 +59,7 @@ def why_won(
     return reason
 
 
-def why_lost(one: Judged, winner: Judged, goal: Goal, comparisons: Sequence[Comparison]) -> str:
+def why_lost(one: Judged, winner: Judged, goal: Goal, contest: Contest) -> str:
     """The sentence of a candidate that passed the gate and was not selected."""
     if winner.meets_slo and not one.meets_slo:
         missed = ", ".join(str(slo) for slo in goal.latency_slos)
@@ -63,19 +67,24 @@ def why_lost(one: Judged, winner: Judged, goal: Goal, comparisons: Sequence[Comp
             f"P99 {number(one.point.p99_ms)} ms at batch {one.point.batch_size} rules out {missed}, "
             f"which {winner.id} leaves possible"
         )
-    if beats(winner, one, comparisons):
-        return f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}"
+    if contest.beats(winner, one):
+        return f"{figure(one, goal)}, {_gain(one, winner, contest)} than {winner.id}"
     return (
-        f"{figure(one, goal)}, {_gain(one, winner, comparisons)} than {winner.id}: not beyond noise "
-        f"({_interval(one, winner, comparisons)}), so the {_virtue(winner, one)} candidate is kept"
+        f"{figure(one, goal)}, {_gain(one, winner, contest)} than {winner.id}: not beyond noise "
+        f"({_interval(one, winner, contest)}), so the {_virtue(winner, one)} candidate is kept"
     )
 
 
-def _interval(one: Judged, other: Judged, comparisons: Sequence[Comparison]) -> str:
-    measured = measured_ratio(one, other, comparisons)
-    if measured is None:
-        return f"±{100 * max(MIN_GAIN, noise(one, other)):.0f} %"
-    return f"×{measured[1]:.2f} to ×{measured[2]:.2f}"
+def _interval(one: Judged, other: Judged, contest: Contest) -> str:
+    """How far noise reaches: the interval in alternation, or that of the medians and what others took."""
+    precedent = contest.precedent(one, other)
+    if precedent is not None:
+        return f"×{precedent.ratio.low:.2f} to ×{precedent.ratio.high:.2f}"
+    interval = f"±{100 * max(MIN_GAIN, noise(one, other)):.0f} %"
+    taken = max(one.taken, other.taken)
+    if taken > DISTURBED:
+        interval += f", and other processes had the processor for up to {100 * taken:.0f} % of the time"
+    return interval
 
 
 def _virtue(kept: Judged, other: Judged) -> str:
@@ -110,10 +119,39 @@ def _remedies(trials: Sequence[Trial]) -> Iterator[str]:
         yield "--effort quick or a smaller --max-batch-size measures less"
 
 
-def _gain(one: Judged, other: Judged, comparisons: Sequence[Comparison]) -> str:
-    """How much faster or slower `one` is, in words, by the head-to-head where there was one."""
-    measured = measured_ratio(one, other, comparisons)
-    ratio = measured[0] if measured else one.score / other.score if other.score > 0 else 1.0
-    side = " in alternation" if measured else ""
+def _gain(one: Judged, other: Judged, contest: Contest) -> str:
+    """How much faster or slower `one` is, in words, by alternation where that settles it."""
+    ratio, side = one.score / other.score if other.score > 0 else 1.0, ""
+    precedent = contest.precedent(one, other)
+    if precedent is not None:
+        ratio, side = precedent.ratio.value, " in alternation"
+        if (precedent.one, precedent.other) != (one, other):
+            side += f" ({precedent.one.id} against {precedent.other.id})"
     percent = 100 * (ratio - 1)
     return f"{abs(percent):.1f} % {'faster' if percent >= 0 else 'slower'}{side}"
+
+
+def noise_note(contest: Contest) -> str | None:
+    """What disturbed the measurements that were compared, and what that means; None on a calm machine."""
+    points = [one.point for one in contest.ranked]
+    disturbed = [point for point in points if point.noisy]
+    widest = max((point.spread for point in points), default=0.0)
+    if not disturbed and widest <= CLOSE:
+        return None
+    seen = sorted({why for point in disturbed if point.gpu for why in noise_in(point.gpu)})
+    taken = max((point.cpu_taken or 0.0 for point in disturbed), default=0.0)
+    if taken > DISTURBED:
+        seen.append(f"other processes had the processor for up to {100 * taken:.0f} % of the time")
+    told = f"the machine was noisy: medians are known to ±{100 * widest:.0f} % at worst"
+    if seen:
+        told = (
+            f"the machine was busy: {', '.join(seen)} while {len(disturbed)} of {len(points)} compared "
+            f"points were measured, and medians are known to ±{100 * widest:.0f} % at worst"
+        )
+    again = len(contest.comparisons)
+    if again:
+        told += f"; {again} pair{'s were' if again > 1 else ' was'} measured again in alternation"
+    return (
+        f"{told}; what cannot be told apart counts as equal, and of equals the most exact, then the plainest "
+        "candidate is taken; `tritongen build --fresh` on a quiet machine measures again"
+    )

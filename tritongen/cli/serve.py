@@ -237,8 +237,9 @@ def _load_test(repository: Path, names: list[str]) -> str:
     from tritongen.report.build import first_load_test
     from tritongen.repository.manifest import read_manifest
 
+    others = len(names) - 1
     try:
-        curve = read_manifest(repository / names[0]).curve
+        known = read_manifest(repository / names[0])
     except RepositoryError:
-        curve = ()
-    return first_load_test(names[0], curve, others=len(names) - 1)
+        return first_load_test(names[0], (), served=({}, 1), others=others)
+    return first_load_test(names[0], known.curve, served=(known.runtime, known.instances), others=others)

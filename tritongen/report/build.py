@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 
@@ -11,14 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from tritongen.runs.build import Build, ModelBuild
-from tritongen.runs.records import Accuracy, LatencyPoint, Outcome, Selection, Trial
+from tritongen.runs.records import Accuracy, LatencyPoint, Options, Outcome, Selection, Tradeoff, Trial
 
 _MEGABYTE = 1 << 20
 _FIRST_RATE = 200
 """Requests per second that any server of a quick model carries: a first load test should not be a defeat."""
 
-_UNKNOWN = 20.0
-"""Taken for the throughput of a model that nobody measured."""
+_UNKNOWN_RATE = 10
+"""For a model that nobody measured."""
+_SHARE = 3
+"""A first load test asks for this part of what the engine did: a server has costs of its own."""
 
 
 def print_build(
@@ -52,7 +55,7 @@ def _print_model(console: Console, model: ModelBuild, told: Collection[str]) -> 
     selection = model.selection
     if selection is None:
         return
-    console.print(_table(model.name, model.trials, selection))
+    console.print(_table(model, selection))
     changed = any(_change(trial.accuracy) for trial in model.trials)
     brackets = f"in brackets: {'change in points; ' if changed else ''}batch size x instances at once"
     console.print(f"[dim]{brackets}[/]", highlight=False)
@@ -65,18 +68,23 @@ def _print_model(console: Console, model: ModelBuild, told: Collection[str]) -> 
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
 
-def _table(name: str, trials: tuple[Trial, ...], selection: Selection) -> Table:
+def _table(model: ModelBuild, selection: Selection) -> Table:
+    trials = model.trials
     engines = sorted({trial.candidate.engine for trial in trials})
-    title = f"{name}: {len(trials)} candidate{'s' * (len(trials) != 1)} on {' and '.join(engines)}"
+    title = f"{model.name}: {len(trials)} candidate{'s' * (len(trials) != 1)} on {' and '.join(engines)}"
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
+    by_latency = selection.objective.startswith("latency")
     table.add_column("candidate", overflow="fold", min_width=15)  # long names are folded, numbers never
     table.add_column("accuracy")
     table.add_column("batch 1 (ms)\nmedian / P99", justify="right", no_wrap=True)
-    table.add_column("best\ninferences/s", justify="right", no_wrap=True)
+    table.add_column(
+        f"compared by\n{'median (ms)' if by_latency else 'inferences/s'}", justify="right", no_wrap=True
+    )
     table.add_column("memory", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
+    compared = {one.candidate: one for one in model.tradeoffs}
     for trial in trials:
         won = trial.candidate.id == selection.winner
         name = trial.candidate.id
@@ -84,7 +92,7 @@ def _table(name: str, trials: tuple[Trial, ...], selection: Selection) -> Table:
             escape(name.removeprefix(f"{engines[0]}-") if len(engines) == 1 else name),
             escape(_accuracy(trial.accuracy)),
             _batch_one(trial),
-            _throughput(trial),
+            _compared(compared.get(name), by_latency=by_latency),
             _memory(trial.memory_bytes),
             _outcome(trial, won=won),
             style="bold green" if won else None,
@@ -121,16 +129,12 @@ def _batch_one(trial: Trial) -> str:
     return f"{best.median_ms:.3g} / {best.p99_ms:.3g}"
 
 
-def best_point(trial: Trial) -> LatencyPoint | None:
-    """The point of the curve with the highest throughput."""
-    return max(trial.curve, key=lambda p: p.throughput, default=None)
-
-
-def _throughput(trial: Trial) -> str:
-    best = best_point(trial)
-    if best is None:
+def _compared(point: Tradeoff | None, *, by_latency: bool) -> str:
+    """The figure that decides, as in the candidate's sentence; outputs that are of no use have none."""
+    if point is None:
         return "-"
-    return f"{best.throughput:,.0f} ({best.batch_size}x{best.instances})"
+    figure = f"{point.median_ms:.3g}" if by_latency else f"{point.throughput:,.0f}"
+    return f"{figure} ({point.batch_size}x{point.instances})"
 
 
 def _memory(size: int | None) -> str:
@@ -206,7 +210,13 @@ def _next_commands(
         yield compose or f"tritongen serve{named} --background"
     first = models[0]
     if first.selection is not None:
-        yield first_load_test(first.name, _winner(first).curve, others=len(models) - 1)
+        chosen = first.selection
+        yield first_load_test(
+            first.name,
+            _winner(first).curve,
+            served=(chosen.runtime, chosen.instances),
+            others=len(models) - 1,
+        )
     if not served and compose is None:
         yield "tritongen stop"
 
@@ -216,17 +226,29 @@ def _winner(model: ModelBuild) -> Trial:
     return next(trial for trial in model.trials if trial.candidate.id == winner)
 
 
-def first_load_test(name: str, curve: Sequence[LatencyPoint], *, others: int = 0) -> str:
-    """A load test that a server should pass: half of what the engine alone did at its smallest batch."""
+def first_load_test(
+    name: str, curve: Sequence[LatencyPoint], *, served: tuple[Options, int], others: int = 0
+) -> str:
+    """A load test that a server should pass: a third of what the engine alone did at its smallest batch.
+
+    `served`: the runtime setting and the instances that it is served with.
+    """
+    rate, remarks = f"{_UNKNOWN_RATE}", []
     smallest = min((point.batch_size for point in curve), default=None)
-    fastest = max((point.throughput for point in curve if point.batch_size == smallest), default=_UNKNOWN)
-    rate = min(_FIRST_RATE, _round_down(fastest / 2))
-    likewise = "  # likewise for each of the other models" if others > 0 else ""
-    return f"tritongen loadtest {name} --rate {rate}{likewise}"
+    points = [point for point in curve if point.batch_size == smallest]
+    points = [point for point in points if (point.runtime, point.instances) == served] or points
+    if points:
+        # One request is one call, whatever a batch of fixed size holds.
+        calls = min(point.throughput / point.batch_size for point in points)
+        rate = _round_down(min(_FIRST_RATE, calls / _SHARE))
+        if calls / _SHARE < _FIRST_RATE:
+            remarks.append(f"a third of the {calls:.3g} calls/s that were measured at batch {smallest}")
+    if others > 0:
+        remarks.append("likewise for each of the other models")
+    return f"tritongen loadtest {name} --rate {rate}{'  # ' * bool(remarks)}{'; '.join(remarks)}"
 
 
-def _round_down(rate: float) -> int:
-    """To one significant digit, at least 1."""
-    whole = max(1, int(rate))
-    power: int = 10 ** (len(str(whole)) - 1)
-    return whole // power * power
+def _round_down(rate: float) -> str:
+    """To one significant digit ("0.02", "3", "40")."""
+    power = math.floor(math.log10(rate)) if rate > 0 else 0
+    return f"{math.floor(rate / 10.0**power + 1e-9) * 10.0**power:g}"

@@ -104,10 +104,12 @@ class LatencyPoint(Record):
     samples: str | None = None
     """Array name in the trial's samples.npz: raw latencies in nanoseconds."""
     gpu: GpuConditions | None = None
+    cpu_taken: float | None = None
+    """Share of the processor time that the measurement wanted and other processes had; None: not known."""
     noisy: tuple[str, ...] = ()
-    """Why this is noisy although it was repeated."""
+    """Why this is noisy; a disturbed GPU was measured again before."""
     repeats: int = 0
-    """How often it was measured again because it was noisy."""
+    """How often it was measured again because the GPU was disturbed."""
 
 
 class OutputError(Record):
@@ -260,6 +262,7 @@ class Tradeoff(Record):
     median_ms: float
     throughput: float
     batch_size: int
+    instances: int = 1
     passed: bool
     on_front: bool
     """No other candidate is both more exact and faster."""

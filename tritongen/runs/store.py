@@ -7,7 +7,7 @@
                   events.jsonl         progress, one JSON object a line
                   fingerprint.json     what the last finished build depended on, and what it wrote
                   preparation/         the data and the batch axis, looked at once (preparation.json)
-                  comparison/          the leaders measured in alternation (comparison.json)
+                  comparison/<n>/      two candidates measured in alternation (comparison.json)
                   calibration/         ranges by data and model digest
                   sensitivity/         what INT8 costs block by block (sensitivity.json)
                   trials/<candidate>/  trial.json, samples.npz, log.txt, the artifact
