@@ -201,6 +201,31 @@ def test_a_small_header_table_is_respected() -> None:
     assert all(call.headers["content-type"] == "application/grpc" for call in stage.calls)
 
 
+@pytest.mark.parametrize("table", [4096, 0])
+def test_headers_beyond_one_frame_continue_in_others(table: int) -> None:
+    token = "x" * 40_000
+    limits = {
+        h2.settings.SettingCodes.HEADER_TABLE_SIZE: table,
+        h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: 60_000,
+    }
+    extra = [("authorization", token)]
+    stage = play(Call.answer, lambda client, stage: send(client, stage, 3), extra=extra, settings=limits)
+    assert set(stage.ends.values()) == {(samples.OK, "")}
+    assert [call.headers["authorization"] for call in stage.calls] == [token] * 3
+    assert {call.body for call in stage.calls} == {message(SENT)}
+
+
+def test_headers_that_the_peer_does_not_take_are_not_sent() -> None:
+    limit = {h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: 1000}
+    extra = [("authorization", "x" * 800)]
+    stage = play(Call.answer, lambda client, stage: send(client, stage, 2), extra=extra, settings=limit)
+    assert {status for status, _ in stage.ends.values()} == {samples.LOST}
+    assert "at most 1000 bytes, and ours have 1" in stage.ends[0][1]
+    assert "--header" in stage.ends[0][1]
+    assert not stage.calls
+    assert ends(Call.answer, extra=[("authorization", "x" * 300)], settings=limit) == [(samples.OK, "")]
+
+
 @pytest.mark.parametrize("piece", [1, 3, 10, 1000])
 def test_answers_in_pieces(piece: int) -> None:
     assert ends(Call.answer, 3, piece=piece) == [(samples.OK, "")] * 3

@@ -72,13 +72,14 @@ class Connection(asyncio.Protocol):
         if block is not self._pool.headers.again:
             self._block_sent()
         size, allowed = len(body), self.peer
-        head = HEAD.pack(len(block) >> 8, len(block) & 0xFF, frames.HEADERS, frames.END_HEADERS, number)
-        if size <= self._window and size <= allowed.initial_window and size <= allowed.max_frame_size:
+        most = allowed.max_frame_size
+        if size <= self._window and size <= allowed.initial_window and size <= most >= len(block):
             self._window -= size
+            head = HEAD.pack(len(block) >> 8, len(block) & 0xFF, frames.HEADERS, frames.END_HEADERS, number)
             data = HEAD.pack(size >> 8, size & 0xFF, frames.DATA, frames.END_STREAM, number)
             self.write(b"".join((head, block, data, body)))
         else:
-            self.write(head + block)
+            self.write(frames.headers(block, number, most))
             self._uploads[number] = Upload(body, allowed.initial_window)
             self._upload()
         if self._next > self.last_stream:
@@ -206,6 +207,11 @@ class Connection(asyncio.Protocol):
             return
         window = self.peer.initial_window
         self.peer.apply(payload)
+        mine, most = self._pool.headers.list_size, self.peer.max_header_list_size
+        if most is not None and mine > most:
+            limit = f"the server takes headers of at most {most} bytes, and ours have {mine}"
+            self._end(samples.LOST, f"{limit}: shorten --header or the token")
+            return
         for upload in self._uploads.values():
             upload.window += self.peer.initial_window - window
         if self.peer.header_table_size < frames.Peer.header_table_size:

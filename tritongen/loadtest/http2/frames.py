@@ -23,6 +23,7 @@ ENABLE_PUSH = 0x2
 MAX_CONCURRENT_STREAMS = 0x3
 INITIAL_WINDOW_SIZE = 0x4
 MAX_FRAME_SIZE = 0x5
+MAX_HEADER_LIST_SIZE = 0x6
 
 LARGEST_WINDOW = 0x7FFF_FFFF
 LAST_STREAM = 0x7FFF_FFFF
@@ -65,6 +66,19 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return HEAD.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
 
 
+def headers(block: bytes, stream: int, most: int) -> bytes:
+    """A header block in a HEADERS frame, and in CONTINUATION frames what is beyond `most` bytes."""
+    return b"".join(
+        frame(
+            CONTINUATION if start else HEADERS,
+            END_HEADERS if start + most >= len(block) else 0,
+            stream,
+            block[start : start + most],
+        )
+        for start in range(0, len(block), most)
+    )
+
+
 def settings(values: dict[int, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HL", key, value) for key, value in values.items()))
 
@@ -100,6 +114,8 @@ class Peer:
     max_concurrent_streams: int = LARGEST_WINDOW
     initial_window: int = DEFAULT_WINDOW
     max_frame_size: int = DEFAULT_FRAME_SIZE
+    max_header_list_size: int | None = None
+    """None: it does not say."""
 
     def apply(self, payload: bytes) -> None:
         """Take over a SETTINGS frame's payload; ProtocolError for values that are not allowed."""
@@ -118,6 +134,8 @@ class Peer:
                 if not DEFAULT_FRAME_SIZE <= value <= LARGEST_FRAME_SIZE:
                     raise ProtocolError(f"MAX_FRAME_SIZE {value}")
                 self.max_frame_size = value
+            elif key == MAX_HEADER_LIST_SIZE:
+                self.max_header_list_size = value
 
 
 def body(flags: int, payload: bytes, *, kind: int) -> bytes:

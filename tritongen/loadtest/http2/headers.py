@@ -59,7 +59,12 @@ class RequestHeaders:
         start = _METHOD_POST + (_SCHEME_HTTPS if secure else _SCHEME_HTTP)
         end = b"".join(_NEVER_INDEXED + _text(name.lower()) + _text(value) for name, value in extra)
         plain = [_text(name) + _text(value) for name, value in common]
-        self.table_size = sum(_ENTRY_OVERHEAD + len(name) + len(value) for name, value in common)
+        pseudo = [(":method", "POST"), (":scheme", "https" if secure else "http")]
+        self.list_size = sum(
+            _ENTRY_OVERHEAD + len(name.encode()) + len(value.encode())
+            for name, value in (*pseudo, *common, *extra)
+        )
+        """As SETTINGS_MAX_HEADER_LIST_SIZE counts (RFC 9113, 6.5.2)."""
         self.first = start + b"".join(b"\x40" + each for each in plain) + end
         places = range(_FIRST_DYNAMIC + len(common) - 1, _FIRST_DYNAMIC - 1, -1)
         self.again = start + b"".join(_integer(place, 7, 0x80) for place in places) + end
