@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -23,6 +22,7 @@ from tests.serving_models import add_model, config, small_repository, tensor
 from tritongen.errors import InputError, RepositoryError, RequirementError, ServerError
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.embedded import EmbeddedServer
+from tritongen.serving.supervisor import children
 
 pytestmark = pytest.mark.server
 
@@ -318,17 +318,8 @@ def _family(supervisor: int) -> list[int]:
     """The supervisor, tritonserver, and its stubs."""
     pids = [supervisor]
     for pid in pids:
-        pids += _children(pid)
+        pids += sorted(children(pid))
     return pids
-
-
-def _children(parent: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
-                found.append(int(entry.name))
-    return sorted(found)
 
 
 def _segments(scratch: Path) -> list[Path]:

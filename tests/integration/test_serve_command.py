@@ -17,6 +17,7 @@ import pytest
 from tests.serving_models import small_repository
 from tritongen.serving.control import connect
 from tritongen.serving.registry import RunningServer, find_server, running_servers
+from tritongen.serving.supervisor import children
 
 pytestmark = pytest.mark.server
 
@@ -228,7 +229,7 @@ def test_a_server_that_dies_is_reported(
 ) -> None:
     with _foreground(repository, environment) as process:
         (server,) = running_servers(state)
-        (triton,) = _children(server.pid)
+        (triton,) = children(server.pid)
         os.kill(triton, signal.SIGKILL)
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 5
@@ -271,12 +272,3 @@ def _wait_for_end(server: RunningServer) -> None:
             return
         signal.sigtimedwait([], 0.05)
     pytest.fail("the server still runs")
-
-
-def _children(parent: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            if path.read_text().rpartition(")")[2].split()[1] == str(parent):
-                found.append(int(path.parent.name))
-    return found

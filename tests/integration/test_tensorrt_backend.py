@@ -1,7 +1,8 @@
 """The tensorrt backend in a real tritonserver, on stand-ins for TensorRT and CUDA (tests/standin).
 
 Proved here: grouping, padding, profiles, CUDA graphs and copies, plans by compute capability, refusals, the
-orderly end. Not proved: anything that TensorRT does; tests/gpu/test_plan_serving.py does that on a GPU.
+orderly end, a lost context. Not proved: anything that TensorRT does; tests/gpu/test_plan_serving.py does that
+on a GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from tritongen.errors import ServerError
 from tritongen.repository.manifest import read_manifest
 from tritongen.repository.writer import write_model
 from tritongen.serving import scratch
+from tritongen.serving.control import connect
 from tritongen.serving.embedded import EmbeddedServer
+from tritongen.serving.registry import dead_instances
 from tritongen.tensors import from_numpy
 
 pytestmark = pytest.mark.server
@@ -185,6 +189,31 @@ def test_a_model_that_does_not_batch_has_its_one_graph(served: tuple[Client, Pat
     (wanted,) = expected(folder, "mixes_batch", {"x": x}).values()
     for _ in range(2):
         np.testing.assert_allclose(client.infer("mixes_batch", "y", {"x": x}), wanted, rtol=1e-5)
+
+
+def test_an_instance_whose_context_is_lost_leaves_the_requests_to_the_others(
+    standins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault, log = tmp_path / "fault", tmp_path / "triton.log"
+    monkeypatch.setenv("STANDIN_FAULT", str(fault))
+    model = models.save(models.linear(), tmp_path / "linear.onnx")
+    on_cpu(write(tmp_path / "r", model, tmp_path / "a", H100, instances=2))
+    x = {"x": np.ones((1, 4), np.float32)}
+    with EmbeddedServer(tmp_path / "r", log_file=log) as server:
+        control = connect(server.http_url)
+        control.infer("linear", "", x)
+        fault.touch()
+        with pytest.raises(ServerError, match="refuses"):
+            control.infer("linear", "", x)
+        fault.unlink()
+        served = 0
+        for _ in range(4):  # one in turn is for the instance that has ended, which takes its time to fail
+            with suppress(ServerError):
+                served += bool(control.infer("linear", "", x))
+        assert served
+        assert control.statistics("linear").fail.count
+        assert dead_instances(server.pid) == 1
+    assert "its CUDA context is lost: CUDA: cudaErrorIllegalAddress" in log.read_text()
 
 
 @pytest.mark.parametrize(

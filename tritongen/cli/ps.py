@@ -26,14 +26,15 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 def command(as_json: bool) -> None:
     """List your servers that `tritongen serve` has running on this machine, whichever folder they serve.
 
-    READY says what the server itself answers. `docker compose ps` lists the servers of Compose.
+    Whether it is ready is what the server itself answers; instances that have died, which Triton does not
+    notice, are counted here. `docker compose ps` lists the servers of Compose.
     """
-    from tritongen.serving.registry import running_servers, state_folder
+    from tritongen.serving.registry import dead_instances, running_servers, state_folder
 
     servers = running_servers(state_folder(os.environ))
-    states = [_state(each) for each in servers]
+    states = [(_state(each), dead_instances(each.pid)) for each in servers]
     if as_json:
-        rows = [_as_json(*each) for each in zip(servers, states, strict=True)]
+        rows = [_as_json(server, *state) for server, state in zip(servers, states, strict=True)]
         click.echo(json.dumps({"schema": "tritongen/servers/1", "servers": rows}, indent=2))
     elif servers:
         _show(servers, states)
@@ -54,14 +55,19 @@ def _state(server: RunningServer) -> str:
         control.close()
 
 
-def _as_json(server: RunningServer, state: str) -> dict[str, Any]:
+def _as_json(server: RunningServer, state: str, dead: int) -> dict[str, Any]:
     fields = asdict(server)
     del fields["process"]
     started = datetime.fromtimestamp(server.started_s, timezone.utc)
-    return {**fields, "started": started.isoformat(timespec="seconds"), "state": state}
+    return {
+        **fields,
+        "started": started.isoformat(timespec="seconds"),
+        "state": state,
+        "dead_instances": dead,
+    }
 
 
-def _show(servers: Sequence[RunningServer], states: Sequence[str]) -> None:
+def _show(servers: Sequence[RunningServer], states: Sequence[tuple[str, int]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -71,7 +77,8 @@ def _show(servers: Sequence[RunningServer], states: Sequence[str]) -> None:
     for column in ("pid", "ready", "up", "HTTP", "gRPC", "metrics"):
         table.add_column(column, no_wrap=True)
     table.add_column("repository", overflow="fold")
-    for server, state in zip(servers, states, strict=True):
+    for server, (answer, dead) in zip(servers, states, strict=True):
+        state = f"{answer}, but {dead} instance{'s' if dead > 1 else ''} dead" if dead else answer
         ports = (str(urlsplit(url).port) for url in (server.grpc_url, server.metrics_url))
         age_s = datetime.now(timezone.utc).timestamp() - server.started_s
         cells = (str(server.pid), state, _age(age_s), server.http_url, *ports, server.repository)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tritongen.errors import RequirementError, ServerError
 from tritongen.files import write_text
+from tritongen.serving.supervisor import children
 
 SCHEMA = "tritongen/server/1"
 DEFAULT_REPOSITORY = Path("model_repository")
@@ -163,6 +164,12 @@ def process_identity(pid: int) -> str:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             return f"{boot}:{fields[19]}"
     return ""
+
+
+def dead_instances(pid: int) -> int:
+    """How many processes of the server's instances have ended; Triton starts none again, and says "ready"."""
+    instances = (each for triton in children(pid) for each in children(triton))
+    return sum(not process_identity(each) for each in instances)
 
 
 def _read(path: Path) -> RunningServer | None:

@@ -110,12 +110,12 @@ def _watch(server: subprocess.Popen[bytes], job: dict[str, Any], wakeup: int, st
 
 def _end(server: subprocess.Popen[bytes], grace_s: float) -> int:
     """Ask the server to end, give it `grace_s` for the requests in flight, then kill it."""
-    stubs = _children(server.pid)
+    stubs = children(server.pid)
     server.terminate()
     deadline = time.monotonic() + grace_s
     while (code := server.poll()) is None:
         # Triton unloads its models last, and then sleeps on: without its stubs it has nothing left to do.
-        if time.monotonic() > deadline or (stubs and not _children(server.pid)):
+        if time.monotonic() > deadline or (stubs and not children(server.pid)):
             server.kill()
         time.sleep(ENDING_POLL_S)
     return code
@@ -124,7 +124,7 @@ def _end(server: subprocess.Popen[bytes], grace_s: float) -> int:
 def _end_children() -> None:
     """Kill the stubs that the server left behind; they are our children now."""
     while True:
-        for pid in _children(os.getpid()):
+        for pid in children(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         try:
@@ -133,7 +133,8 @@ def _end_children() -> None:
             return
 
 
-def _children(parent: int) -> list[int]:
+def children(parent: int) -> list[int]:
+    """PIDs of a process's children, those included that have ended and were not waited for."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -7,6 +7,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,10 @@ cudaStreamNonBlocking = 1
 CAPABILITY = tuple(map(int, os.environ.get("STANDIN_CAPABILITY", "9.0").split(".")))
 IDLE = bool(os.environ.get("STANDIN_IDLE"))
 """Nothing that is enqueued is done, and takes no time: what is left is the host's own work."""
+FAULT = Path(os.environ.get("STANDIN_FAULT", os.devnull))
+"""A process whose work comes across such a file has lost its context for good, as after an illegal access."""
 
+_lost = False
 _memory: dict[int, Any] = {}
 _recording: dict[int, list[Callable[[], None]]] = {}
 _graphs: dict[int, list[Callable[[], None]]] = {}
@@ -24,6 +28,7 @@ class Status(IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorIllegalAddress = 700
 
 
 class cudaMemcpyKind(IntEnum):
@@ -162,4 +167,10 @@ def _nothing(*_: object) -> tuple[Status]:
     return (OK,)
 
 
-cudaSetDevice = cudaStreamSynchronize = cudaStreamDestroy = cudaEventSynchronize = cudaEventDestroy = _nothing
+def cudaStreamSynchronize(stream: int) -> tuple[Status]:
+    global _lost  # noqa: PLW0603
+    _lost = _lost or FAULT.is_file()
+    return (Status.cudaErrorIllegalAddress if _lost else OK,)
+
+
+cudaSetDevice = cudaStreamDestroy = cudaEventSynchronize = cudaEventDestroy = _nothing

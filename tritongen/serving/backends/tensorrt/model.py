@@ -15,6 +15,8 @@ import ctypes
 import gc
 import json
 import math
+import os
+import sys
 from collections import deque
 from pathlib import Path
 
@@ -149,10 +151,22 @@ class TritonPythonModel:
             try:
                 found = self.infer(members, copy=not is_last)
             except RuntimeError as error:
+                self.end_if_lost(error)
                 found = [failure(error) for _ in members]
             for (index, _, _), response in zip(members, found, strict=True):
                 responses[index] = response
         return responses
+
+    def end_if_lost(self, error):
+        """End the process if CUDA refuses all further work in it, as after an illegal memory access.
+
+        An instance that goes on only fails, and faster than the others serve: it would draw most requests.
+        """
+        if int(cuda.cudaStreamSynchronize(self.stream)[0]) != 0:
+            what = f"the instance on GPU {self.device} ends, as its CUDA context is lost"
+            sys.stderr.write(f"{what}: {one_line(error)}\n")
+            sys.stderr.flush()
+            os._exit(1)
 
     def finalize(self):
         """Free GPU memory before the process ends: what uses something goes before it."""
