@@ -174,7 +174,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     from tritongen.autotune.parsing import accepting_engine
     from tritongen.autotune.selection import select
     from tritongen.autotune.tradeoff import tradeoffs
-    from tritongen.autotune.trials import Search, run_trials
+    from tritongen.autotune.trials import Search, check_memory, run_trials
     from tritongen.engines import engine_name
     from tritongen.graph import inspect_model
 
@@ -206,6 +206,7 @@ def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
     goal = Goal.of(spec)
     budget = Budget(spec.build_budget_minutes)
     search = Search(setting, engine, graph, preparation, budget)
+    check_memory(search)
     tried = run_trials(search, space.candidates)
     brain = instead_of_fp16(search, tried.trials)
     mixed = mixtures(search, (*tried.trials, *brain.trials), goal)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tritongen.shapes import ResolvedInput
 
 _LOOKED_AT = 256
-"""Samples of a data set that are looked at, to find some of the usual shape."""
+"""Samples of a data set that are looked at, to find some of the usual shape; and the most that are kept."""
 
 
 class CallInputs:
@@ -38,7 +38,7 @@ class CallInputs:
 def call_inputs(
     dataset: Dataset | None, inputs: Sequence[ResolvedInput], *, batched: bool, largest: int, seed: int = 0
 ) -> CallInputs:
-    """Up to `largest` samples at the usual (opt) shapes: from the data if it has any, otherwise made up."""
+    """At most `largest` samples (and 256) at the usual (opt) shapes: from the data, or made up without any."""
     leading = (1,) if batched else ()
     usual = {entry.spec.name: (*leading, *entry.opt) for entry in inputs}
     found: list[Arrays] = []
@@ -46,7 +46,8 @@ def call_inputs(
         calls = (call for call in islice(dataset.batches(1), _LOOKED_AT) if _shapes(call) == usual)
         found = [dict(call) for call in islice(calls, largest)]
     if not found:
-        found = list(synthetic_dataset(inputs, max(1, largest), batched=batched, seed=seed).batches(1))
+        made_up = synthetic_dataset(inputs, min(max(1, largest), _LOOKED_AT), batched=batched, seed=seed)
+        found = list(made_up.batches(1))
     return CallInputs(found, batched=batched)
 
 

@@ -19,6 +19,7 @@ from tritongen.autotune.candidates import RANGES, RECIPE
 from tritongen.autotune.judging import Goal, judge
 from tritongen.autotune.latency import batch_sizes
 from tritongen.autotune.machine import identity
+from tritongen.autotune.memory import available_bytes, check_largest_batch
 from tritongen.autotune.stages import Setting, in_child, largest_batch
 from tritongen.autotune.verdicts import figure
 from tritongen.errors import DataError, RequirementError, SpecError, TritongenError
@@ -55,6 +56,19 @@ class Search:
     graph: Graph
     preparation: Preparation
     budget: Budget
+
+
+def check_memory(search: Search) -> None:
+    """SpecError if the inputs and outputs of the largest batch do not fit into the memory that is free."""
+    setting, graph = search.setting, search.graph
+    runtimes = runtime_pairs(search.engine, graph, setting.machine.cores, setting.spec.serving.instances)
+    check_largest_batch(
+        graph,
+        jobs.resolved_inputs(graph, search.preparation),
+        largest_batch(setting.spec, batched=graph.batched),
+        instances=max(instances for _, instances in runtimes),
+        available=available_bytes(setting.machine),
+    )
 
 
 def run_trials(search: Search, candidates: Sequence[Candidate], *, fallback: bool = True) -> Tried:
