@@ -38,7 +38,7 @@ class CallInputs:
 def call_inputs(
     dataset: Dataset | None, inputs: Sequence[ResolvedInput], *, batched: bool, largest: int, seed: int = 0
 ) -> CallInputs:
-    """At most `largest` samples (and 256) at the usual (opt) shapes: from the data, or made up without any."""
+    """At most `largest` (and 256) samples at the usual (opt) shapes: from the data, else made up."""
     leading = (1,) if batched else ()
     usual = {entry.spec.name: (*leading, *entry.opt) for entry in inputs}
     found: list[Arrays] = []
