@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import secrets
 import subprocess
 import time
@@ -65,12 +66,16 @@ def engine() -> Engine:
 def image(engine: Engine) -> Iterator[Image]:
     """The image of docker/cpu.Dockerfile, as `make docker-image` makes it, under a name of its own."""
     name = f"tritongen-test-{secrets.token_hex(4)}"
-    _run("make", "wheelhouse")
     # A base that has Python already (as .ci/docker makes it) lets the image be built without any network.
     python = engine.call("run", "--rm", "--network=none", BASE, "python3", "--version", check=False)
     options = ["--network=none"] if python.code == 0 else []
     file = ["--file", "docker/cpu.Dockerfile", "docker"]
-    built = engine.call("build", *options, "--tag", name, *file, check=False, cwd=CHECKOUT, timeout_s=900)
+    with (CHECKOUT / "docker/wheelhouse/README.md").open() as wheelhouse:
+        fcntl.flock(
+            wheelhouse, fcntl.LOCK_EX
+        )  # another run in this checkout would replace the wheels meanwhile
+        _run("make", "wheelhouse")
+        built = engine.call("build", *options, "--tag", name, *file, check=False, cwd=CHECKOUT, timeout_s=900)
     if built.code != 0 and "FROM" in built.stdout and engine.image(BASE) is None:
         pytest.skip(f"{BASE} cannot be pulled (make docker-base makes it): {built.last_line}")
     assert built.code == 0, f"{built.stdout}\n{built.stderr}"
