@@ -191,16 +191,7 @@ def test_measuring_in_alternation_overrules_the_curves() -> None:
     call = close_call([SLOW_FP32, close], Goal.parse("throughput"))
     assert call is not None
     assert (call[0].id, call[1].id) == ("int8-mse", "fp32")
-    measured = Comparison(
-        candidate="int8-mse",
-        against="fp32",
-        batch_size=8,
-        against_batch_size=8,
-        rounds=20,
-        ratio=1.09,
-        low=1.05,
-        high=1.12,
-    )
+    measured = in_alternation("int8-mse", "fp32", 1.09, 0.03)
     assert choose([SLOW_FP32, close]).winner == "fp32"
     chosen = choose([SLOW_FP32, close], comparisons=[measured])
     assert chosen.winner == "int8-mse"
@@ -240,19 +231,10 @@ def test_among_equals_the_plainest_is_kept() -> None:
 
 def test_a_comparison_that_settles_nothing_is_told_with_its_interval() -> None:
     close = trial("int8-mse", [point(8, 36.0)])
-    measured = Comparison(
-        candidate="int8-mse",
-        against="fp32",
-        batch_size=8,
-        against_batch_size=8,
-        rounds=24,
-        ratio=0.84,
-        low=0.69,
-        high=1.01,
-    )
+    measured = in_alternation("int8-mse", "fp32", 0.85, 0.16)
     chosen = choose([SLOW_FP32, close], comparisons=[measured])
     assert chosen.winner == "fp32"
-    assert "16.0 % slower in alternation than fp32: not beyond noise (×0.69 to ×1.01)" in str(chosen.losers)
+    assert "15.0 % slower in alternation than fp32: not beyond noise (×0.69 to ×1.01)" in str(chosen.losers)
 
 
 def in_alternation(one: str, other: str, ratio: float, half_width: float = 0.01) -> Comparison:
