@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tests import models
 from tritongen.engines.onnxruntime import OnnxRuntimeEngine
+from tritongen.files import digest_files
 from tritongen.graph import BatchAxis, BatchStatus, Graph, inspect_model
 from tritongen.repository.writer import BuiltCandidate, ModelToWrite
 from tritongen.runs.events import discard
@@ -111,3 +113,18 @@ def selection(winner: str, max_batch_size: int, instances: int = 1) -> Selection
         losers=(),
         runners_up=(),
     )
+
+
+def other_linear(tmp_path: Path, seed: int = 7, **serving: Any) -> ModelToWrite:
+    """The same tensors with other weights."""
+    path = models.save(models.linear(seed=seed), tmp_path / f"seed{seed}" / "linear.onnx")
+    return to_write(path, tmp_path / f"runs{seed}", **serving)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
+    """Digest and mode of every file, by path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): (digest_files([path]), stat.S_IMODE(path.stat().st_mode))
+        for path in files
+    }
