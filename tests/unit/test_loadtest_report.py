@@ -155,15 +155,17 @@ def test_a_manifest_gives_sizes_and_ranges() -> None:
         InputEntry(name="ids", dtype="INT64", dims=(-1,), opt_shape=(128,), value_range=(0, 99), **entry),
         InputEntry(name="image", dtype="FP32", dims=(3, 8, 8), opt_shape=(3, 8, 8), **entry),
     )
-    known: dict[str, Any] = {"inputs": inputs}
+    known: dict[str, Any] = {"name": "bert", "inputs": inputs}
     manifest = Manifest.model_construct(**known)
-    assert command._known_shapes(manifest) == {"ids": "128"}
-    assert command._known_ranges(manifest) == {"ids": "0..99"}
-    assert command._known_shapes(None) == command._known_ranges(None) == {}
+    assert command._known_shapes({}, manifest) == {"bert:ids": "128"}
+    assert command._known_ranges({}, manifest) == {"bert:ids": "0..99"}
+    assert command._known_shapes({}, None) == command._known_ranges({}, None) == {}
     other = InputEntry(name="ids", dtype="INT64", dims=(-1,), opt_shape=(7,), value_range=(0, 5), **entry)
-    others: dict[str, Any] = {"inputs": (other, other.model_copy(update={"name": "more"}))}
+    others: dict[str, Any] = {"name": "gpt", "inputs": (other, other.model_copy(update={"name": "more"}))}
     mixed = Manifest.model_construct(**others)
-    assert command._known_shapes(mixed, None, manifest) == {"ids": "128", "more": "7"}
+    known_shapes = {"gpt:ids": "7", "gpt:more": "7", "bert:ids": "128"}
+    assert command._known_shapes({}, mixed, None, manifest) == known_shapes
+    assert command._known_shapes({"ids": "9"}, mixed, manifest) == {"gpt:more": "7"}
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tritongen.errors import DataError, InputError
+from tritongen.errors import DataError, InputError, SpecError
 from tritongen.loadtest.inputs import Inputs
 from tritongen.loadtest.schedule import open_loop, shaped
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.shape import RateShape, Segment, parse_rate
 from tritongen.loadtest.target import ServedModel
 from tritongen.loadtest.trace import Arrival, read_trace
-from tritongen.loadtest.workload import Group, Workload, make_schedule
+from tritongen.loadtest.workload import Group, Workload, check_named, make_schedule, of_model
+from tritongen.tensors import TensorSpec, from_triton
 
 RATES = st.one_of(st.just(0.0), st.floats(0.5, 3000))
 SEGMENTS = st.builds(Segment, RATES, RATES, st.one_of(st.none(), st.floats(0.1, 5)))
@@ -101,6 +102,25 @@ def test_mixes_have_their_weights_and_rotate() -> None:
     assert Workload((group("a", 1, 1, 0, count=3),)).cycle(0) == (0, 1, 2)
     assert len(MIX.cycle(0)) == 8192
     assert MIX.first_model_count == 8
+
+
+def test_sizes_are_of_every_model_of_a_mix_or_of_one() -> None:
+    def served(name: str, *inputs: str) -> ServedModel:
+        specs = tuple(TensorSpec(each, from_triton("INT64"), ("?", "?")) for each in inputs)
+        return ServedModel(name, "", specs, (), batches=True, max_batch_size=8, binary=True, server="")
+
+    bert, gpt = served("bert", "ids", "mask:0"), served("gpt", "ids")
+    named = {"ids": "1", "gpt:ids": "2", "mask:0": "3", "bert:mask:0": "4"}
+    assert of_model(named, bert) == {"ids": "1", "mask:0": "4"}
+    assert of_model(named, gpt) == {"ids": "2"}
+    check_named(named, (bert, gpt), "--shape")
+    for wrong, near in (("idz", None), ("gpt:mask:0", "bert:mask:0"), ("bart:ids", "bert:ids")):
+        with pytest.raises(SpecError, match=f"--shape names the input '{wrong}'") as caught:
+            check_named({wrong: "1"}, (bert, gpt), "--shape")
+        assert caught.value.expected == "bert:ids, bert:mask:0, gpt:ids"
+        assert near is None or near in str(caught.value.fix)
+    with pytest.raises(SpecError, match="'idz'"):
+        check_named({"idz": "1"}, (gpt,), "--range")
 
 
 def test_settings_know_the_mean_batch() -> None:

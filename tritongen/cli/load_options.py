@@ -47,7 +47,12 @@ _ACCESS: tuple[Decorator[Any], ...] = (
 )
 _TRANSPORT: tuple[Decorator[Any], ...] = (
     click.option("--trace", type=_FILE, metavar="FILE", help="Replay arrivals (CSV, JSON lines)."),
-    click.option("--mix", multiple=True, metavar="MODEL=W", help="Several models, by weight; repeatable."),
+    click.option(
+        "--mix",
+        multiple=True,
+        metavar="MODEL=W",
+        help="Several models, by weight; repeatable. --shape and --range also take MODEL:INPUT then.",
+    ),
     *_ACCESS,
     click.option("--compression", type=click.Choice(["gzip", "deflate"]), help="Compress the requests."),
     click.option("--streaming", is_flag=True, help="gRPC streams, for decoupled models."),

@@ -14,7 +14,7 @@ from tritongen.cli.sections import SectionedCommand
 from tritongen.cli.stopping import INTERRUPTED, until_stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from tritongen.loadtest.settings import Settings
     from tritongen.repository.manifest import InputEntry, Manifest
@@ -346,8 +346,8 @@ def _settings(
         url=url or server.address(protocol),
         protocol=protocol,
         slos=tuple(parse_slo(text) for text in promised),
-        shapes={**_known_shapes(*mixed, manifest), **shapes},
-        ranges={**_known_ranges(*mixed, manifest), **ranges},
+        shapes={**_known_shapes(shapes, *mixed, manifest), **shapes},
+        ranges={**_known_ranges(ranges, *mixed, manifest), **ranges},
         **(
             lengths
             or _durations(duration, min_duration, max_duration, objectives=bool(promised), find_max=find_max)
@@ -369,22 +369,27 @@ def _manifest(model: str, repository: Path | None) -> Manifest | None:
     return read_manifest(repository / model)
 
 
-def _known_shapes(*manifests: Manifest | None) -> dict[str, str]:
-    """The usual sizes of inputs with dynamic axes; the last model's word counts."""
+def _known_shapes(given: Mapping[str, str], *manifests: Manifest | None) -> dict[str, str]:
+    """The usual sizes of inputs with dynamic axes, by MODEL:INPUT, unless INPUT is given."""
     return {
-        each.name: "x".join(map(str, each.opt_shape))
-        for each in _inputs(manifests)
+        name: "x".join(map(str, each.opt_shape))
+        for name, each in _inputs(manifests, given)
         if -1 in each.dims and each.opt_shape
     }
 
 
-def _known_ranges(*manifests: Manifest | None) -> dict[str, str]:
+def _known_ranges(given: Mapping[str, str], *manifests: Manifest | None) -> dict[str, str]:
     return {
-        each.name: f"{each.value_range[0]}..{each.value_range[1]}"
-        for each in _inputs(manifests)
+        name: f"{each.value_range[0]}..{each.value_range[1]}"
+        for name, each in _inputs(manifests, given)
         if each.value_range is not None
     }
 
 
-def _inputs(manifests: Iterable[Manifest | None]) -> Iterator[InputEntry]:
-    return (each for manifest in manifests if manifest for each in manifest.inputs)
+def _inputs(
+    manifests: Iterable[Manifest | None], given: Mapping[str, str]
+) -> Iterator[tuple[str, InputEntry]]:
+    for manifest in filter(None, manifests):
+        for each in manifest.inputs:
+            if each.name not in given:
+                yield f"{manifest.name}:{each.name}", each

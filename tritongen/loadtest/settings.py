@@ -59,6 +59,7 @@ class Settings:
     batch_sizes: Mapping[int, float] = field(default_factory=dict)
     """Weights of several batch sizes; instead of `batch_size`."""
     shapes: Mapping[str, str] = field(default_factory=dict)
+    """Sizes by INPUT of every model, or by MODEL:INPUT, which counts more; so are ranges."""
     ranges: Mapping[str, str] = field(default_factory=dict)
     data: str | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S

@@ -18,6 +18,7 @@ from tritongen.loadtest.shared_memory import shared_tensors
 from tritongen.loadtest.target import Address, ServedModel, check_batch_size, describe
 from tritongen.loadtest.trace import Arrival
 from tritongen.serving.control import ServerControl
+from tritongen.shapes import check_input_names
 
 _CYCLE = 8192
 """Requests after which the order of a closed loop's mix begins anew."""
@@ -118,15 +119,20 @@ def prepare_workload(settings: Settings, control: ServerControl) -> Workload:
     """Ask the server about every model of the mix, and prepare inputs for each of its batch sizes."""
     groups: list[Group] = []
     sizes = settings.batch_weights
-    for name, weight in settings.model_weights.items():
-        model = describe(control, name, settings.version if name == settings.model else "")
+    models = [
+        describe(control, name, settings.version if name == settings.model else "")
+        for name in settings.model_weights
+    ]
+    check_named(settings.shapes, models, "--shape")
+    check_named(settings.ranges, models, "--range")
+    for model, (name, weight) in zip(models, settings.model_weights.items(), strict=True):
         for size, share in sizes.items():
             check_batch_size(model, size)
             inputs = prepare_inputs(
                 model,
                 size,
-                shapes=_of_model(settings.shapes, model, settings),
-                ranges=_of_model(settings.ranges, model, settings),
+                shapes=of_model(settings.shapes, model),
+                ranges=of_model(settings.ranges, model),
                 data=settings.data if name == settings.model else None,
                 seed=settings.seed,
             )
@@ -190,9 +196,21 @@ def make_schedule(settings: Settings, workload: Workload) -> Schedule | None:
     return schedule
 
 
-def _of_model(named: Mapping[str, str], model: ServedModel, settings: Settings) -> Mapping[str, str]:
-    """Of sizes and ranges by input name those that are for this model of a mix."""
-    if len(settings.model_weights) == 1:
-        return named
-    inputs = {each.name for each in model.inputs}
-    return {key: value for key, value in named.items() if key in inputs}
+def of_model(named: Mapping[str, str], model: ServedModel) -> Mapping[str, str]:
+    """Of what is named INPUT or MODEL:INPUT what is for this model, by input; MODEL:INPUT counts more."""
+    found = {}
+    for name in (each.name for each in model.inputs):
+        for key in (name, f"{model.name}:{name}"):
+            if key in named:
+                found[name] = named[key]
+    return found
+
+
+def check_named(named: Mapping[str, str], models: Sequence[ServedModel], flag: str) -> None:
+    """SpecError for the first name that is for none of the models."""
+    known = [each.name for each in models[0].inputs]
+    if len(models) > 1:
+        known = [f"{model.name}:{each.name}" for model in models for each in model.inputs]
+    for name, text in named.items():
+        if not any(of_model({name: text}, model) for model in models):
+            check_input_names([name], known, flag)
