@@ -119,7 +119,7 @@ def spoil(served: Served) -> None:
 def test_a_new_version_takes_over(start: Start, scheme: str) -> None:
     served = start()
     control = connect(getattr(served.server, f"{scheme}_url"))
-    write_version(served.base, 2)
+    write_version(served.base, 2, max_batch_size=2)
     seen: list[dict[str, list[int]]] = []
 
     def look(event: Event) -> None:
@@ -130,6 +130,7 @@ def test_a_new_version_takes_over(start: Start, scheme: str) -> None:
     # While it is looked at, clients have the old version only.
     assert seen == [{NAME: [1], shadow_name(NAME): [2]}]
     assert (report.outcome, report.before, report.version, report.kept) == ("switched", 1, 2, 1)
+    assert report.lost == ("max_batch_size is 2 and was 4: requests with larger batches get errors",)
     assert [(answer.output, answer.passed) for answer in report.answers] == [("y", True)]
     served.assert_serves(2)
 
@@ -469,9 +470,10 @@ def test_the_command(tritongen: CommandLine, tmp_path: Path) -> None:
     ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
     tritongen("serve", repository, "--background", *ports)
     try:
-        write_version(tmp_path, 2)
+        write_version(tmp_path, 2, max_batch_size=2)
         done = tritongen("reload", NAME, "-r", repository)
         assert "clients get version 2; version 1 served until then" in done.stdout
+        assert "warning: max_batch_size is 2 and was 4" in done.stdout
         assert "tritongen reload tiny --to 1" in done.stdout
         write_version(tmp_path, 3, lie=1.0)
         refused = tritongen("reload", NAME, "--json", "-r", repository, code=1)

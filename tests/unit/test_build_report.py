@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.unit.test_selection import FAST_INT8, MACHINE, SLOW_FP32, choose, point, trial
+from tritongen.autotune.changes import narrower_notes
 from tritongen.autotune.judging import Goal
 from tritongen.autotune.tradeoff import tradeoffs
 from tritongen.report.build import first_load_test, print_build
@@ -18,6 +20,7 @@ from tritongen.report.terminal import progress
 from tritongen.runs.build import Build, ModelBuild
 from tritongen.runs.events import Event
 from tritongen.runs.records import Accuracy, Outcome, OutputError, Tradeoff
+from tritongen.runs.store import RunDirectory, write_record
 
 
 def summary(*models: ModelBuild, width: int = 80) -> str:
@@ -116,6 +119,19 @@ def test_the_first_load_test_is_within_reach(calls: float, rate: str) -> None:
 
 def test_a_model_that_nobody_measured_gets_a_careful_load_test() -> None:
     assert first_load_test("net", (), served=({}, 1)) == "tritongen loadtest net --rate 10"
+
+
+def test_a_largest_batch_that_falls_from_build_to_build_is_told(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    now = choose([SLOW_FP32])
+    assert not list(narrower_notes(run, now))
+    write_record(run.result, built())  # it served batches up to 8
+    assert not list(narrower_notes(run, now))
+    (note,) = narrower_notes(run, now.model_copy(update={"max_batch_size": 4}))
+    assert note.startswith(
+        "max_batch_size is 4 and was 8 in the last build: clients that send larger batches"
+    )
+    assert "--max-batch-size 8 keeps it" in note
 
 
 def test_the_table_has_the_figures_that_the_sentences_compare() -> None:

@@ -132,6 +132,7 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
             return read_record(run.result, ModelBuild).model_copy(update={"status": "unchanged"})
         except (OSError, TritongenError):
             pass  # an interrupted write, or a record of another version: build as usual
+    from tritongen.autotune.changes import narrower_notes
     from tritongen.autotune.stages import Setting
 
     with _writable(run, events) as recorded:
@@ -153,7 +154,7 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
             selection=selected.selection,
             trials=tuple(selected.trials.values()),
             tradeoffs=selected.tradeoffs,
-            notes=published.notes,
+            notes=(*published.notes, *narrower_notes(run, selected.selection)),
         )
         write_record(run.result, outcome)
         # What did not fit into the budget is tried when the same command runs again.

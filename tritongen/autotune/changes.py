@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from tritongen.errors import TritongenError
 from tritongen.runs.build import ModelBuild
+from tritongen.runs.records import Selection
 from tritongen.runs.store import RunDirectory, read_record
 
 _WORDS = {
@@ -29,11 +30,28 @@ def change_notes(run: RunDirectory, versions: Mapping[str, str]) -> Iterator[str
         yield f"built again from scratch: {', '.join(changed)}"
 
 
+def narrower_notes(run: RunDirectory, selection: Selection) -> Iterator[str]:
+    """That the largest batch is smaller than in the last build of `run`, which may be what is served."""
+    last = _last_build(run)
+    before = last.selection.max_batch_size if last is not None and last.selection is not None else 0
+    if selection.max_batch_size < before:
+        yield (
+            f"max_batch_size is {selection.max_batch_size} and was {before} in the last build: clients that "
+            f"send larger batches get errors; --max-batch-size {before} keeps it"
+        )
+
+
+def _last_build(run: RunDirectory) -> ModelBuild | None:
+    try:
+        return read_record(run.result, ModelBuild)
+    except (OSError, TritongenError):
+        return None
+
+
 def _built_with(run: RunDirectory) -> Mapping[str, str]:
     """What the last winner was built with; nothing where that is not known."""
-    try:
-        last = read_record(run.result, ModelBuild)
-    except (OSError, TritongenError):
+    last = _last_build(run)
+    if last is None:
         return {}
     winner = last.selection.winner if last.selection else None
     artifacts = (trial.artifact for trial in last.trials if trial.candidate.id == winner)

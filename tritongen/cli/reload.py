@@ -110,5 +110,6 @@ def _text(report: ReloadReport) -> str:
     before = (
         f"; version {report.before} served until then" if report.before not in (None, report.version) else ""
     )
+    lost = "".join(f"\nwarning: {one}" for one in report.lost)
     back = f"\nBack: tritongen reload {report.model} --to {report.kept}" if report.kept else ""
-    return f"{report.model}: clients get version {report.version}{before}{back}"
+    return f"{report.model}: clients get version {report.version}{before}{lost}{back}"

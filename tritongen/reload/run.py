@@ -25,7 +25,7 @@ from tritongen.autotune.closeness import EQUAL
 from tritongen.errors import InputError, TritongenError
 from tritongen.reload.answers import compare_answers, known_answers
 from tritongen.reload.disk import Disk, check_model, state_of
-from tritongen.reload.settings import changed_fields
+from tritongen.reload.settings import changed_fields, lost_to_clients
 from tritongen.reload.shadow import Shadow, State, remove_shadow
 from tritongen.repository.kept import Kept, confirm, put_in_service, recover_kept, reject, shadow_name
 from tritongen.repository.swap import locked, recover
@@ -103,6 +103,7 @@ class _Reload:
             raise
         except (RefusedError, ReloadError) as error:
             raise self._refused(served, new, aside, error) from None
+        lost = self._lost(served, new)
         before, switch_s = self._switch(served, new, aside)
         # Of a version with another configuration only, the older configuration is not worth keeping.
         before = before if before is not None and before.version != new.version else None
@@ -112,7 +113,12 @@ class _Reload:
         confirm(self.disk.repository, self.disk.name, before)
         report = self._report(self.disk.live(), served, answers, "switched")
         return report.model_copy(
-            update={"load_s": load_s, "switch_s": switch_s, "kept": before.version if before else None}
+            update={
+                "lost": lost,
+                "load_s": load_s,
+                "switch_s": switch_s,
+                "kept": before.version if before else None,
+            }
         )
 
     def _served(self) -> int | None:
@@ -184,6 +190,15 @@ class _Reload:
         if known is None:
             return ()
         return compare_answers(self.control, name, state, known, self.timeout_s)
+
+    def _lost(self, served: int | None, new: State) -> tuple[str, ...]:
+        """What clients of the served version lose with the new one, told before they get it."""
+        if served is None:
+            return ()
+        lost = lost_to_clients(new.config, self.control.model_config(self.disk.name))
+        for one in lost:
+            self._say("warning", f"version {new.version} breaks clients of version {served}: {one}")
+        return lost
 
     def _switch(self, served: int | None, new: State, aside: Kept | None) -> tuple[Kept | None, float]:
         """Let clients have the new version; the state that was served, as it is kept now."""

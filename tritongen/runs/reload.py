@@ -28,6 +28,8 @@ class ReloadReport(Record):
     """The version that `tritongen reload MODEL --to` goes back to."""
     answers: tuple[OutputError, ...]
     """Against the outputs that the build kept; empty where it kept none."""
+    lost: tuple[str, ...] = ()
+    """What clients of `before` may send or read that `version` does not take or give any more."""
     load_s: float = 0.0
     """Until the new version was ready beside the old one."""
     switch_s: float = 0.0
