@@ -109,6 +109,7 @@ def test_halving_doubling_and_bisecting(start: float) -> None:
     assert peak.passed is not None
     assert peak.failed is not None
     assert peak.passed <= 100 < peak.failed <= peak.passed * 1.05
+    assert "--max-duration" not in peak.reason
     assert all(probe.alpha == 0.01 / MOST_PROBES for probe in peak.probes if not probe.confirms)
     seeds = [probe.seed for probe in peak.probes]
     assert len(set(seeds)) == len(seeds)
@@ -132,6 +133,7 @@ def test_an_undecided_probe_inside_the_bracket_ends_the_bisection() -> None:
     # Closer on either side of the undecided one at 141 requests/s.
     assert peak.failed == pytest.approx(2**0.5 * 105)
     assert "inside the bracket" in peak.reason
+    assert "known to 48% only: longer probes (--max-duration)" in peak.reason
     assert peak.confirmed
 
 

@@ -70,7 +70,7 @@ def find_peak(
         reason = search.narrow_down(start, tolerance)
         if search.passed is not None:
             confirmed, told = search.confirm(tolerance)
-            reason = f"{reason}; {told}"
+            reason = f"{reason}; {told}{search.uncertainty(tolerance)}"
     except _Stopped as ending:
         reason = str(ending)
     return Peak(search.passed, search.failed, confirmed, tuple(search.probes), reason, search.stopped)
@@ -128,6 +128,13 @@ class _Search:
             if inside or not self._narrow(middle):
                 self._close_in(middle, tolerance)
                 raise _Ended(f"no clear verdict at {middle:.4g} requests/s, inside the bracket")
+
+    def uncertainty(self, tolerance: float) -> str:
+        """How wide the bracket is, where that is more than was wanted."""
+        if self.passed is None or self.failed is None or self.failed <= self.passed * (1 + tolerance) * 1.001:
+            return ""
+        width = self.failed / self.passed - 1
+        return f"; the highest rate is known to {width:.0%} only: longer probes (--max-duration) tell more"
 
     def _close_in(self, undecided: float, tolerance: float) -> None:
         """Move the ends of the bracket as near as can be told to a rate that could not be told.
