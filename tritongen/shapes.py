@@ -320,12 +320,13 @@ def _given_range(spec: TensorSpec, text: str) -> tuple[int, int]:
 
 def _missing_shapes(missing: Iterable[TensorSpec], graph: Graph) -> MissingInputError:
     specs = list(missing)
+    sources = dict.fromkeys(proposal_source(spec, graph) for spec in specs)
     flags = " ".join(f"--shape '{propose_shape(spec, graph)}'" for spec in specs)
     return MissingInputError(
         "sizes are missing for the dynamic axes of " + ", ".join(f"'{spec.name}'" for spec in specs),
         found="; ".join(str(spec) for spec in specs),
         expected="a size for each dynamic axis except the batch",
-        fix=f"add {flags} (a proposal), or shapes: in the spec, or give data that have them",
+        fix=f"add {flags} ({'; '.join(sources)}), or shapes: in the spec, or give data that have them",
     )
 
 
@@ -333,6 +334,22 @@ def propose_shape(spec: TensorSpec, graph: Graph) -> str:
     """A plausible `name=sizes` for the input, per item where the model batches."""
     axes = range(1 if graph.batched else 0, spec.rank)
     return f"{spec.name}=" + ("x".join(str(_propose_size(spec, axis, graph)) for axis in axes) or "1")
+
+
+def proposal_source(spec: TensorSpec, graph: Graph) -> str:
+    """Where the sizes of `propose_shape` come from, in words."""
+    if not _is_picture(spec, graph):
+        return "a guess, since nothing in the model tells"
+    if graph.image_size is not None:
+        return "from the model's metadata (imgsz)"
+    return "a guess, since nothing in the model tells: usual for detectors; classifiers often take 224x224"
+
+
+def _is_picture(spec: TensorSpec, graph: Graph) -> bool:
+    """N, C, H, W or N, H, W, C; or the same without a batch."""
+    if spec.rank == 3:  # noqa: PLR2004
+        return not graph.batched and spec.dtype.is_float
+    return spec.rank > 3 and spec.dtype.name != "string"  # noqa: PLR2004
 
 
 def _propose_size(spec: TensorSpec, axis: int, graph: Graph) -> int:
@@ -344,17 +361,18 @@ def _propose_size(spec: TensorSpec, axis: int, graph: Graph) -> int:
         return 1
     if "chan" in name:
         return 3
-    if spec.rank >= 4 and spec.dtype.name != "string":  # noqa: PLR2004 - pictures: N, C, H, W or N, H, W, C
-        return _propose_picture_size(spec, axis)
-    if spec.rank == 3 and not graph.batched and spec.dtype.is_float:  # noqa: PLR2004 - a picture without a batch
-        return 640 if axis > 0 or dim.isalpha() else 3
+    if _is_picture(spec, graph):
+        return _propose_picture_size(spec, axis, graph.image_size)
     return 128 if any(word in name for word in ("seq", "len", "token", "time")) or spec.rank == 2 else 64  # noqa: PLR2004
 
 
-def _propose_picture_size(spec: TensorSpec, axis: int) -> int:
+def _propose_picture_size(spec: TensorSpec, axis: int, known: tuple[int, int] | None) -> int:
     channels_last = spec.shape[-1] in (1, 3, 4)
-    if axis == (spec.rank - 1 if channels_last else 1):
+    height = spec.rank - (3 if channels_last else 2)
+    if axis == (spec.rank - 1 if channels_last else spec.rank > 3):  # noqa: PLR2004
         return 3
+    if known is not None and axis in (height, height + 1):
+        return known[axis - height]
     fixed = [dim for dim in spec.shape[2:] if isinstance(dim, int) and dim > 4]  # noqa: PLR2004
     if fixed and not channels_last:  # text lines: a fixed height of 32 or 48, and a few hundred wide
         return 320

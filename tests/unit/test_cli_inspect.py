@@ -52,7 +52,7 @@ def test_inspect_without_sizes_proposes_the_flag(detector: Path, capsys: Capture
     assert run(["inspect", str(detector)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "declared" in shown
-    assert "add --shape 'images=3x640x640'" in shown
+    assert "add --shape 'images=3x640x640' (a guess, since nothing in the model tells" in shown
 
 
 def test_inspect_for_programs(encoder: Path, capsys: Captured) -> None:
@@ -110,6 +110,7 @@ def test_init_writes_a_spec_that_loads_back(detector: Path, encoder: Path, capsy
     text = Path("tritongen.yaml").read_text(encoding="utf-8")
     assert "# input  images: float32[batch, 3, height, width]" in text
     assert "# ids: 0..49, as the graph tells" in text
+    assert "# a guess, since nothing in the model tells: usual for detectors" in text
     assert "yaml-language-server" not in text
 
 

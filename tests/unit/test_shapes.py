@@ -21,6 +21,7 @@ from tritongen.shapes import (
     Shape,
     parse_range,
     parse_shape,
+    proposal_source,
     propose_shape,
     resolve_inputs,
     split_assignment,
@@ -173,6 +174,22 @@ def test_sizes_that_contradict_the_model(text: str, words: list[str]) -> None:
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "batch", "proposal"),
+    [
+        (IMAGES, DECLARED, "images=3x320x416"),
+        (spec("x", "N", "a", "b", 3), DECLARED, "x=320x416x3"),
+        (spec("x", 3, "h", "w"), ABSENT, "x=3x320x416"),
+    ],
+)
+def test_the_size_that_a_model_was_exported_for_is_no_guess(
+    tensor: TensorSpec, batch: BatchAxis, proposal: str
+) -> None:
+    graph = replace(graph_of(tensor, batch=batch), image_size=(320, 416))
+    assert propose_shape(tensor, graph) == proposal
+    assert proposal_source(tensor, graph) == "from the model's metadata (imgsz)"
+
+
 def test_an_unknown_input_gets_the_nearest_name() -> None:
     with pytest.raises(SpecError, match="'image', which the model does not have") as caught:
         only(graph_of(IMAGES), shapes={"image": "3x2x2"})
@@ -221,6 +238,7 @@ def test_data_tell_the_sizes() -> None:
 def test_proposals(tensor: TensorSpec, batch: BatchAxis, proposal: str) -> None:
     graph = graph_of(tensor, batch=batch)
     assert propose_shape(tensor, graph) == proposal
+    assert proposal_source(tensor, graph).startswith("a guess, since nothing in the model tells")
     name, text = split_assignment(proposal, "--shape")
     assert resolve_inputs(graph, {name: text}, {name: "0..1"} if tensor.dtype.is_integer else {})
 

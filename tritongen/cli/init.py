@@ -147,7 +147,7 @@ def _check_flags(graphs: dict[str, Graph], shapes: dict[str, str], ranges: dict[
 
 
 def _shape_lines(graph: Graph, given: dict[str, str]) -> list[str]:
-    from tritongen.shapes import lacks_sizes, propose_shape
+    from tritongen.shapes import lacks_sizes, proposal_source, propose_shape
 
     lines = []
     for spec in graph.inputs:
@@ -155,9 +155,8 @@ def _shape_lines(graph: Graph, given: dict[str, str]) -> list[str]:
             lines.append(f"      {_text(spec.name)}: {_text(given[spec.name])}")
         elif lacks_sizes(spec, graph):
             proposal = _text(propose_shape(spec, graph).rpartition("=")[2])
-            lines.append(
-                f"      {_text(spec.name)}: {proposal}  # a proposal: put in your sizes, or min..opt..max"
-            )
+            lines.append(f"      # {proposal_source(spec, graph)}; put in your sizes, or min..opt..max")
+            lines.append(f"      {_text(spec.name)}: {proposal}")
     return ["    shapes:", *lines] if lines else []
 
 
@@ -170,7 +169,7 @@ def _range_lines(graph: Graph, given: dict[str, str]) -> list[str]:
             lines.append(f"      {_text(spec.name)}: {_text(given[spec.name])}")
         elif lacks_range(spec, graph):
             lines.append(
-                f"      {_text(spec.name)}: {propose_range(spec)}  # a proposal: put in the valid values"
+                f"      {_text(spec.name)}: {propose_range(spec)}  # a guess: put in the valid values"
             )
         elif spec.name in graph.value_ranges:
             low, high = graph.value_ranges[spec.name]

@@ -64,6 +64,8 @@ class Graph:
     batch: BatchAxis
     value_ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Inclusive range of integer inputs where the graph tells it (a Gather's table)."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) that the model was exported for, by its metadata (`imgsz`, as in YOLO exports)."""
 
     @property
     def opset(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -68,7 +69,15 @@ def inspect(path: Path) -> Graph:
         batch=propose_batch_axis(inputs, outputs),
         value_ranges={spec.name: ranges[spec.name] for spec in inputs
                       if spec.dtype.is_integer and spec.name in ranges},
+        image_size=_image_size(model),
     )  # fmt: skip
+
+
+def _image_size(model: ModelProto) -> tuple[int, int] | None:
+    """From `imgsz: [height, width]` in the metadata, or one size for both."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == "imgsz"), "")
+    match = re.fullmatch(r"\s*[\[(]?\s*([1-9]\d{0,4})\s*(?:,\s*([1-9]\d{0,4})\s*)?[\])]?\s*", text)
+    return (int(match[1]), int(match[2] or match[1])) if match else None
 
 
 def _operator_name(domain: str, op_type: str) -> str:
