@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from tritongen.runs.store import read_record, write_record
 if TYPE_CHECKING:
     from tritongen.samples import Dataset
 
-FEW_SAMPLES = 32
 MAX_SAMPLES = 512
 """More do not move ranges noticeably; they are taken evenly over a larger data set."""
 
@@ -82,7 +81,6 @@ def calibrate(
         data=dataset.digest,
         symmetric=recipe.symmetric_activations,
         samples=source.used,
-        warnings=tuple(source.warnings()),
         tensors={
             name: _ranges(histogram, symmetric=recipe.symmetric_activations)
             for name, histogram in histograms.items()
@@ -94,48 +92,16 @@ def calibrate(
 
 
 class _Source:
-    """The batches that are used, spread evenly over the data set, with an eye on what looks wrong."""
+    """The batches that are used, spread evenly over the data set."""
 
     def __init__(self, dataset: Dataset, batch_size: int, max_samples: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.stride = max(1, math.ceil(dataset.count / max(max_samples, 1)))
         self.used = min(math.ceil(dataset.count / self.stride), dataset.count)
-        self._constant: dict[str, Any] = {}
-        self._varies: set[str] = set()
 
     def batches(self) -> Iterator[Arrays]:
         return islice(self.dataset.batches(self.batch_size), 0, None, self.stride)
-
-    def look(self, batch: Arrays) -> None:
-        """Remember whether each input ever changes; DataError for a float input that is not finite."""
-        for name, array in batch.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise DataError(
-                    f"input '{name}' holds NaN or infinity in the calibration data",
-                    expected="finite numbers",
-                    fix="clean the data; such values would decide every range behind them",
-                )
-            if name in self._varies or array.size == 0:
-                continue
-            first = self._constant.setdefault(name, array.reshape(-1)[0])
-            if (array != first).any():
-                self._varies.add(name)
-
-    def warnings(self) -> list[str]:
-        found = []
-        if self.dataset.synthetic:
-            found.append("the calibration inputs are made up: their ranges say nothing about real data")
-        if self.used < FEW_SAMPLES:
-            found.append(f"only {self.used} calibration samples; 100 to 500 typical ones are usual")
-        if self.stride > 1:
-            found.append(f"{self.used} of {self.dataset.count} calibration samples were used, evenly spread")
-        found += [
-            f"input '{name}' has the same value everywhere in the calibration data"
-            for name in self._constant
-            if name not in self._varies and self.used > 1
-        ]
-        return found
 
 
 def _collect(
@@ -159,8 +125,6 @@ def _collect(
         with _observed(model, group, folder) as observe:
             for what, see in passes:
                 for batch in source.batches():
-                    if index == 0 and what == "extent":
-                        source.look(batch)
                     values = {
                         **({name: batch[name] for name in inputs} if index == 0 else {}),
                         **observe(batch),

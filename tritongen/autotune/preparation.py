@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from tritongen.autotune.data_review import review, same_data
 from tritongen.autotune.inputs import call_inputs
 from tritongen.autotune.jobs import PreparationJob, prepared_input
 from tritongen.autotune.metrics import make_metric
+from tritongen.errors import DataError
 from tritongen.graph import BatchAxis, BatchStatus, Graph, inspect_model
 from tritongen.runs.build import DataFacts, Preparation
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.store import read_record, write_record
-from tritongen.samples import open_dataset
+from tritongen.samples import Array, Arrays, open_dataset
 from tritongen.shapes import ResolvedInput, Shape, resolve_inputs
 from tritongen.spec import ModelSpec, is_function
 
@@ -109,17 +111,58 @@ def _reviewed(data: _Data, events: EventSink) -> tuple[str, ...]:
     calibration, validation = data.opened.get("calibration"), data.opened.get("validation")
     if calibration is None:
         return ()
-    found = same_data(calibration, validation)
-    # A function is called again for every look, and may fail in each: not for the sake of warnings.
-    if any(map(is_function, data.sources.values())):
-        return found
     events(Event("inspect", "progress", "reviewing the calibration data"))
-    return found + review(calibration, validation)
+    return same_data(calibration, validation) + review(calibration, validation)
 
 
 def opened_data(spec: ModelSpec, graph: Graph, source: str) -> StreamedDataset:
     """The data set at `source`, as the spec says it is to be read."""
     return open_dataset(source, graph, labels=spec.data.labels, folder=spec.folder, seed=spec.seed)
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    """A `Dataset` whose facts the preparation has found: it is read once its samples are asked for."""
+
+    facts: DataFacts
+    read: Callable[[], StreamedDataset]
+
+    @property
+    def count(self) -> int:
+        return self.facts.samples
+
+    @property
+    def digest(self) -> str:
+        return self.facts.digest
+
+    @property
+    def synthetic(self) -> bool:
+        return self.facts.synthetic
+
+    @property
+    def labels(self) -> Array | None:
+        return self._opened.labels
+
+    def batches(self, size: int) -> Iterator[Arrays]:
+        """As `Dataset.batches`; DataError if the data are no longer those that were looked at."""
+        return self._opened.batches(size)
+
+    @cached_property
+    def _opened(self) -> StreamedDataset:
+        opened = self.read()
+        if opened.digest != self.digest:
+            raise DataError(
+                f"{self.facts.source} changed while the model was being built",
+                found=opened.digest[:12],
+                expected=self.digest[:12],
+                fix="run the build again when the data are complete",
+            )
+        return opened
+
+
+def calibration_data(spec: ModelSpec, graph: Graph, facts: DataFacts) -> KnownDataset:
+    """The calibration data that the preparation has looked at."""
+    return KnownDataset(facts, partial(opened_data, spec, graph, facts.source))
 
 
 def _run_once(graph: Graph, inputs: tuple[ResolvedInput, ...], data: _Data, events: EventSink) -> BatchAxis:

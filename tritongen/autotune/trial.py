@@ -17,7 +17,7 @@ from tritongen.autotune.inputs import CallInputs, call_inputs, storable
 from tritongen.autotune.jobs import TrialJob, prepared_graph, resolved_inputs
 from tritongen.autotune.latency import EFFORTS, Curve, latency_curve
 from tritongen.autotune.memory import peak_bytes
-from tritongen.autotune.preparation import opened_data
+from tritongen.autotune.preparation import calibration_data, opened_data
 from tritongen.engines import load_engine
 from tritongen.errors import BuildError, ModelError
 from tritongen.files import digest_json, replacing
@@ -28,7 +28,7 @@ from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Accuracy, Artifact, Candidate, Outcome, Trial
 from tritongen.runs.store import read_record, write_record
 from tritongen.samples import synthetic_dataset
-from tritongen.spec import ModelSpec, Precision, is_function
+from tritongen.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from tritongen.engines import Engine, Runner
@@ -125,8 +125,6 @@ def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: E
         events(Event("trial", "progress", f"rewriting to {job.candidate.precision}"))
         to_half(graph.path, recipe, out)
         return out
-    if job.spec.data.calibration is None:
-        raise BuildError(f"{job.candidate.precision} needs calibration data", fix="add --calibration-data")
     from tritongen.precision.int8 import prepared
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +140,9 @@ def _write_int8(
     from tritongen.autotune.calibrate import calibrate
     from tritongen.precision.int8 import quantize, write_ranges, write_samples
 
-    source = str(job.spec.data.calibration)
-    data = opened_data(job.spec, graph, source)
+    if job.preparation.calibration is None:
+        raise BuildError(f"{job.candidate.precision} needs calibration data", fix="add --calibration-data")
+    data = calibration_data(job.spec, graph, job.preparation.calibration)
     if recipe.own_calibrator:
         name = f"calibrator-{digest_json([graph.digest, data.digest])[:16]}.txt"
         calls = islice(data.batches(1), 0, None, max(1, math.ceil(data.count / _CALIBRATOR_SAMPLES)))
@@ -152,9 +151,6 @@ def _write_int8(
     calibration = calibrate(
         ready, recipe, data, job.calibration_folder, model_digest=graph.digest, events=events
     )
-    if is_function(source):  # files were reviewed before the trials
-        for warning in calibration.warnings:
-            events(Event("calibrate", "warning", warning))
     events(Event("trial", "progress", "quantizing"))
     ranges = calibration.by(str(job.candidate.options[RANGES]))
     if recipe.implicit:

@@ -288,7 +288,6 @@ class Calibration(Record):
     """Digest of the data set."""
     symmetric: bool
     samples: int
-    warnings: tuple[str, ...] = ()
     tensors: dict[str, TensorRanges]
 
     def by(self, method: str) -> dict[str, tuple[float, float]]:
