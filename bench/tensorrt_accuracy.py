@@ -24,6 +24,16 @@ from tritongen.spec import Precision
 BATCH = 8
 TOP = 10
 LEVEL = 2
+LADDER = (
+    "tf32",
+    "fp16",
+    "int8-residual",
+    "int8-implicit",
+    "fp16-no-jit",
+    "int8-residual-no-jit",
+    "int8-implicit-no-jit",
+)
+"""Plans of bench/tensorrt_latency.py, which are judged too where they lie in DIR."""
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
 
@@ -81,7 +91,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, object]]:
         ((name, data),) = common.pictures(model, args.work, "validation").items()
         with OnnxRuntimeRunner(args.work / f"{model}.onnx") as exact:
             wanted = outputs(exact, name, data)
-        for variant in variants(model, args.work):
+        for variant in (*variants(model, args.work), *LADDER):
             record = common.built(model, variant, args.work)
             if record is None:
                 continue

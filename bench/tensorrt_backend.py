@@ -155,7 +155,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     os.environ["STANDIN_IDLE"] = "1"
-    sys.path.insert(0, str(FOLDER))  # the server's stub looks where we do
+    sys.path.insert(0, str(FOLDER))  # the server's stub looks where we do, after PYTHONPATH
+    above = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *([above] if above else [])])
     results = []
     with tempfile.TemporaryDirectory() as folder:
         scratch.BACKENDS = backends(Path(folder, "backends"), args.backend)

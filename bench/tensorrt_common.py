@@ -214,6 +214,7 @@ def build(model: str, name: str, variant: Variant, work: Path, cache: Path | Non
         "model": model,
         "variant": name,
         "build_seconds": round(seconds, 1),
+        "settings": {key: str(value) for key, value in variant.settings.items()},
         "timing_cache_bytes_before": known,
         "timing_cache_bytes_after": cache.stat().st_size if cache and cache.exists() else 0,
         "plan_bytes": len(content),

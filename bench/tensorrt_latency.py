@@ -16,6 +16,10 @@ from pathlib import Path
 
 import tensorrt_common as common
 
+NO_JIT = "-no-jit"
+"""After a variant's name: without the tactics that TensorRT compiles during the build, which takes long."""
+PRECOMPILED = {"tactic_sources": ("EDGE_MASK_CONVOLUTIONS",)}
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -36,9 +40,14 @@ def variants(model: str, wanted: str, level: int | None) -> dict[str, common.Var
     found = common.recipe_variants()
     if model == "bert-large":
         found = {name: found[name] for name in ("fp32", "tf32", "fp16")}
-    names = [name for name in wanted.split(",") if name in found] if wanted else list(found)
+    names = wanted.split(",") if wanted else list(found)
+    found |= {f"{name}{NO_JIT}": replace(one, settings=PRECOMPILED) for name, one in found.items()}
     settings = {} if level is None else {"optimization_level": level}
-    return {name: replace(found[name], settings=settings) for name in names}
+    return {
+        name: replace(found[name], settings={**found[name].settings, **settings})
+        for name in names
+        if name in found
+    }
 
 
 def build_all(args: argparse.Namespace, deadline: float) -> None:

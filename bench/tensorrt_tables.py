@@ -155,8 +155,9 @@ def profiles_of(file: str) -> str:
 
 PROFILE_NAMES = {
     "wide-cold": "one profile 1 … 64",
-    "wide-cached": "the same, built again with the timing cache",
+    "wide-cached": "one profile 1 … 64, built again with the timing cache",
     "own-profiles": "profiles for 1, 8 and 64",
+    "two-profiles": "profiles for 1 and 64",
     "level-1": "optimization level 1",
     "level-2": "optimization level 2",
     "level-4": "optimization level 4",
@@ -169,9 +170,8 @@ PROFILE_NAMES = {
 
 def contexts() -> str:
     """k contexts at once, copies included."""
-    tuned = {"own-profiles": "profiles for 1, 8 and 64"}
     rows = [
-        (f"{short(gpu(file))}, {tuned.get(row['variant'], 'one profile')}", p["contexts"], p["batch"],
+        (f"{short(gpu(file))}, {PROFILE_NAMES[row['variant']]}", p["contexts"], p["batch"],
          f"{p['median_ms']:.3f}", f"{p['p99_ms']:.3f}", f"{p['per_second']:,.0f}",
          f"{p['device_bytes'] / 2**20:.0f}")
         for file in names("tensorrt_profiles*.json")

@@ -64,12 +64,15 @@ class Log:
 
 def make_logger(trt: Any, log: Log, events: EventSink = discard) -> Any:
     """A TensorRT logger that keeps warnings and errors instead of printing them."""
+    verbose = trt.ILogger.Severity.VERBOSE
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
+            if severity == verbose:  # a line or more for each tactic that is timed
+                return
             name = str(severity).rpartition(".")[2]
             if name in ("ERROR", "INTERNAL_ERROR", "WARNING"):
                 log.lines.append((name, text))
