@@ -84,6 +84,13 @@ def same_data(calibration: Dataset, validation: Dataset | None) -> tuple[str, ..
     return (warning,)
 
 
+def few_samples(count: int) -> tuple[str, ...]:
+    """The warning on too few calibration samples, which needs no look at them."""
+    if count >= FEW_SAMPLES:
+        return ()
+    return (f"only {count} calibration samples: ranges miss what is rare; 100 to 500 typical ones are usual",)
+
+
 def _look(dataset: Dataset) -> tuple[dict[str, _Extremes], Counter[bytes]]:
     seen: dict[str, _Extremes] = {}
     digests: Counter[bytes] = Counter()
@@ -104,8 +111,7 @@ def _about_samples(dataset: Dataset, digests: Mapping[bytes, int]) -> Iterator[s
     total = sum(digests.values())
     if dataset.synthetic:
         yield "the calibration inputs are made up: ranges from them say nothing about real data"
-    if total < FEW_SAMPLES:
-        yield f"only {total} calibration samples: ranges miss what is rare; 100 to 500 typical ones are usual"
+    yield from few_samples(total)
     repeated = total - len(digests)
     if total > 1 and repeated > EQUAL_SHARE * total:
         yield (

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongen.autotune.data_review import review, same_data
+from tritongen.autotune.data_review import few_samples, review, same_data
 from tritongen.autotune.inputs import call_inputs
 from tritongen.autotune.jobs import PreparationJob, prepared_input
 from tritongen.autotune.metrics import make_metric
@@ -111,8 +111,12 @@ def _reviewed(data: _Data, events: EventSink) -> tuple[str, ...]:
     calibration, validation = data.opened.get("calibration"), data.opened.get("validation")
     if calibration is None:
         return ()
+    found = same_data(calibration, validation)
+    # A function is called again for every look, and may fail in each: not for the sake of warnings.
+    if any(map(is_function, data.sources.values())):
+        return found + few_samples(calibration.count)
     events(Event("inspect", "progress", "reviewing the calibration data"))
-    return same_data(calibration, validation) + review(calibration, validation)
+    return found + review(calibration, validation)
 
 
 def opened_data(spec: ModelSpec, graph: Graph, source: str) -> StreamedDataset:
