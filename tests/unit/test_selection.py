@@ -337,7 +337,15 @@ def trials(draw: st.DrawFn) -> list[Trial]:
     return [
         trial(
             name,
-            [point(batch, draw(medians), spread=draw(st.floats(0, 0.3))) for batch in (1, 2, 8)],
+            [
+                point(
+                    batch,
+                    draw(medians),
+                    spread=draw(st.floats(0, 0.3)),
+                    taken=draw(st.none() | st.floats(0, 1)),
+                )
+                for batch in (1, 2, 8)
+            ],
             outcome=draw(st.sampled_from(list(Outcome))),
             loss=draw(st.none() | st.floats(0, 2)),
         )
@@ -380,3 +388,25 @@ def test_a_less_exact_winner_is_better_than_each_more_exact_one(found: list[Tria
     for name, value in score.items():
         if rank.index(by_id[name].candidate.precision) < rank.index(by_id[chosen.winner].candidate.precision):
             assert score[chosen.winner] > value * (1 + MIN_GAIN)
+
+
+@given(data=st.data(), found=trials())
+def test_what_is_measured_in_alternation_ends_and_depends_on_no_order(
+    data: st.DataObject, found: list[Trial]
+) -> None:
+    if all(one.outcome is not Outcome.PASSED for one in found):
+        assert close_call(found, Goal.parse("throughput")) is None
+        return
+    truth = {one.candidate.id: data.draw(st.floats(0.5, 2)) for one in found}
+
+    def settled(order: Sequence[Trial]) -> tuple[str, int]:
+        comparisons: list[Comparison] = []
+        while call := close_call(order, Goal.parse("throughput"), comparisons):
+            one, other = call
+            measured = in_alternation(one.id, other.id, truth[one.id] / truth[other.id], 0.0)
+            sizes = {"batch_size": one.point.batch_size, "against_batch_size": other.point.batch_size}
+            comparisons.append(measured.model_copy(update=sizes))
+            assert len(comparisons) <= len(found) ** 2
+        return choose(order, comparisons=comparisons).winner, len(comparisons)
+
+    assert settled(found) == settled(data.draw(st.permutations(found)))

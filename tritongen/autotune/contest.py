@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, judge, rank
 from tritongen.runs.records import Comparison, Trial
@@ -58,39 +59,41 @@ class Contest:
 
     def measured(self, one: Judged, other: Judged) -> Ratio | None:
         """The ratio of the two in alternation, whichever way round it was measured."""
-        for c in self.comparisons:
-            sides = ((c.candidate, c.batch_size), (c.against, c.against_batch_size))
-            if sides == (_side(one), _side(other)):
-                return Ratio(c.ratio, c.low, c.high)
-            if sides == (_side(other), _side(one)):
-                return Ratio(1 / c.ratio, 1 / c.high, 1 / c.low)
-        return None
+        return next((p.ratio for p in self._measurements if p.one is one and p.other is other), None)
 
     def precedent(self, one: Judged, other: Judged) -> Precedent | None:
         """What was measured in alternation and settles these two, if anything was."""
         if one.meets_slo != other.meets_slo:
             return None
-        return next(self._precedents(one, other), None)
-
-    def _precedents(self, one: Judged, other: Judged) -> Iterator[Precedent]:
         ratio = self.measured(one, other)
         if ratio is not None:
-            yield Precedent(one, other, ratio)
+            return Precedent(one, other, ratio)
         if one.precision is other.precision:
-            return
-        for like_one in self.ranked:
-            for like_other in self.ranked:
-                if (like_one.precision, like_other.precision) != (one.precision, other.precision):
-                    continue
-                ratio = self.measured(like_one, like_other)
-                if ratio is None:
-                    continue
-                if ratio.wins:  # `one` is no worse than the one that won, `other` no better than who lost
-                    speaks = not self._clearly(like_one, one) and not self._clearly(other, like_other)
-                else:
-                    speaks = not self._clearly(one, like_one) and not self._clearly(like_other, other)
-                if speaks:
-                    yield Precedent(like_one, like_other, ratio)
+            return None
+        return next((each for each in self._measurements if self._speaks(each, one, other)), None)
+
+    def _speaks(self, each: Precedent, one: Judged, other: Judged) -> bool:
+        """Whether a measurement says of two others what it says of those that it is of."""
+        if (each.one.precision, each.other.precision) != (one.precision, other.precision):
+            return False
+        if (
+            each.ratio.wins
+        ):  # `one` is no worse than the one that won, `other` no better than the one that lost
+            return not self._clearly(each.one, one) and not self._clearly(other, each.other)
+        return not self._clearly(one, each.one) and not self._clearly(each.other, other)
+
+    @cached_property
+    def _measurements(self) -> tuple[Precedent, ...]:
+        """Every comparison of two of these, both ways round."""
+        by_side = {_side(one): one for one in self.ranked}
+        found = []
+        for c in self.comparisons:
+            one = by_side.get((c.candidate, c.batch_size))
+            other = by_side.get((c.against, c.against_batch_size))
+            if one is not None and other is not None:
+                found.append(Precedent(one, other, Ratio(c.ratio, c.low, c.high)))
+                found.append(Precedent(other, one, Ratio(1 / c.ratio, 1 / c.high, 1 / c.low)))
+        return tuple(found)
 
     def _clearly(self, one: Judged, other: Judged) -> bool:
         """As `beats`, by these two alone."""

@@ -80,7 +80,8 @@ def close_call(
     if not contest.ranked:
         return None
     for one, other in _open_questions(contest):
-        if frozenset((one.id, other.id)) not in tried and worth_comparing(one, other):
+        untold = contest.precedent(one, other) is None and frozenset((one.id, other.id)) not in tried
+        if untold and worth_comparing(one, other):
             return (one, other) if exactness(one.trial) > exactness(other.trial) else (other, one)
     return None
 
