@@ -76,9 +76,7 @@ class Contest:
         """Whether a measurement says of two others what it says of those that it is of."""
         if (each.one.precision, each.other.precision) != (one.precision, other.precision):
             return False
-        if (
-            each.ratio.wins
-        ):  # `one` is no worse than the one that won, `other` no better than the one that lost
+        if each.ratio.wins:  # `one` must then be no worse than its winner, `other` no better than its loser
             return not self._clearly(each.one, one) and not self._clearly(other, each.other)
         return not self._clearly(one, each.one) and not self._clearly(each.other, other)
 
