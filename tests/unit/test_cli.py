@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -57,6 +61,27 @@ def test_signals_that_end_a_command(number: int, handler: signal.Handlers, code:
         assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)
+
+
+STOPPED = """
+import os, signal, sys
+from tritongen.cli.stopping import INTERRUPTED, until_stopped
+def work():
+    try:
+        exec(f"os.kill(os.getpid(), {sys.argv[1]}); signal.pause()")  # as in an import of a dataclass
+    except KeyboardInterrupt:
+        return INTERRUPTED
+sys.exit(until_stopped(work))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_exit_code_is_kept_wherever_the_signal_comes(number: int, tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(STOPPED, encoding="utf-8")
+    command = [sys.executable, "-m", "stopped", str(int(number))]
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False, timeout=60)
+    assert done.returncode == 128 + number
 
 
 @pytest.mark.parametrize(

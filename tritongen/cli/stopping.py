@@ -14,6 +14,14 @@ INTERRUPTED = 130
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
+class _StoppedError(KeyboardInterrupt):
+    """A KeyboardInterrupt under another name.
+
+    Once a plain one has passed through an `exec`, as that behind a dataclass while modules are imported,
+    `python -m` ends itself with SIGINT, whatever the exit code.
+    """
+
+
 def until_stopped(work: Callable[[], int]) -> int:
     """The exit code of `work`, to which SIGTERM and SIGHUP are a KeyboardInterrupt; 143 or 129 after one.
 
@@ -24,10 +32,13 @@ def until_stopped(work: Callable[[], int]) -> int:
     received: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
+        if number != signal.SIGINT:
+            received.append(number)
+        raise _StoppedError
 
-    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    heeded = [
+        number for number in (signal.SIGINT, *_SIGNALS) if signal.getsignal(number) is not signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, stop) for number in heeded}
     try:
         code = work()
