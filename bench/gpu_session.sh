@@ -11,7 +11,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 STEPS="host tests yolo serve-int8 profiles accuracy bert serve-bert serving-tests providers"
 WORK=${WORK:-/tmp/tritongen-gpu} OUT=${OUT:-bench/results} PY=${PY:-python} BUDGET=${BUDGET:-440}
-CARD=${CARD:-8.6.0_h100} SECONDS_OF_PROMISE=${SECONDS_OF_PROMISE:-90s}
+GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | sed -n '1s/^NVIDIA \([A-Za-z0-9]*\).*/\L\1/p' || true)
+CARD=${CARD:-8.6.0_${GPU:-h100}} SECONDS_OF_PROMISE=${SECONDS_OF_PROMISE:-90s}
 mkdir -p "$WORK" "$OUT"
 export PYTHONUNBUFFERED=1 PYTHONUTF8=1
 if [ -n "${DRY:-}" ]; then
@@ -58,17 +59,22 @@ step() {
         "$PY" bench/tensorrt_backend.py --out "$OUT/tensorrt_backend_host.json"
         ;;
     tests) pytest_to tensorrt_pytest.txt tests/gpu/test_tensorrt.py tests/gpu/test_tensorrt_tuning.py -v --durations=8 ;;
-    serving-tests) pytest_to tensorrt_pytest_serving.txt tests/gpu/test_plan_serving.py -v --durations=8 ;;
+    serving-tests)
+        pytest_to tensorrt_pytest_serving.txt tests/gpu/test_plan_serving.py tests/gpu/test_several_gpus.py \
+            -v --durations=8
+        ;;
     providers) pytest_to tensorrt_pytest_providers.txt tests/gpu/test_execution_providers.py -v ;;
     yolo) latency yolov8n fp32,tf32,fp16,int8-residual,int8-implicit tensorrt_latency_yolov8n.json ;;
     profiles) # each axis is built cold: a timing cache would replay the tactics of another
-        "$PY" bench/tensorrt_profiles.py --work "$WORK" --budget "$BUDGET" --out "$OUT/tensorrt_profiles.json" \
-            --variants own-profiles,level-1,level-2,jit-only,no-aux-streams,sparsity,timing-x8,level-4
+        "$PY" bench/tensorrt_profiles.py --work "$WORK" --budget "$BUDGET" --out "$OUT/tensorrt_profiles_${GPU:-h100}.json" \
+            --variants wide-cold,own-profiles,jit-only,no-aux-streams,sparsity,timing-x8,level-4
         ;;
     accuracy)
-        "$PY" bench/tensorrt_accuracy.py --work "$WORK" --budget "$BUDGET" --cache "$(cache yolov8n)" \
-            ${YOLO:+--yolo "$YOLO"} --out "$OUT/tensorrt_accuracy.json"
-        keep yolov8n
+        for model in ${MODELS:-recogniser detector yolov8n}; do # on a machine with several GPUs: one each
+            "$PY" bench/tensorrt_accuracy.py --work "$WORK" --models "$model" --cache "$(cache "$model")" \
+                --budget "$BUDGET" ${YOLO:+--yolo "$YOLO"} --out "$OUT/tensorrt_accuracy.json"
+            keep "$model"
+        done
         ;;
     bert) latency bert-large fp32,tf32,fp16 tensorrt_latency_bert.json ;;
     serve-int8) serve resnet50 int8-residual 300 20 tensorrt_serving_resnet50_int8.json ;;

@@ -47,6 +47,7 @@ PLANS = {
     "fp16": "FP16",
     "int8-implicit": "INT8 implicit (ranges)",
     "int8-residual": "INT8 explicit (Q/DQ, our placement)",
+    "int8-residual-no-jit": "INT8 explicit, without JIT_CONVOLUTIONS",
 }
 NAMES = {"resnet50": "ResNet-50, 224²", "yolov8n": "YOLOv8n, 320²", "bert-large": "BERT-Large, sequence 128"}
 
@@ -132,9 +133,11 @@ LATENCY = {
 
 def builds() -> str:
     rows = [
-        (b["model"], b["variant"], b["seconds"], b["beside"]) for b in read("tensorrt_builds.json")["builds"]
+        (short(gpu(file)), b["model"], b["variant"], b["seconds"], b["beside"])
+        for file in names("tensorrt_builds*.json")
+        for b in read(file)["builds"]
     ]
-    return table(("model", "candidate", "seconds", "timing cache before; what else ran"), rows)
+    return table(("GPU", "model", "candidate", "seconds", "timing cache before; what else ran"), rows)
 
 
 def profiles() -> str:
@@ -173,12 +176,13 @@ def contexts() -> str:
     rows = [
         (f"{short(gpu(file))}, {PROFILE_NAMES[row['variant']]}", p["contexts"], p["batch"],
          f"{p['median_ms']:.3f}", f"{p['p99_ms']:.3f}", f"{p['per_second']:,.0f}",
-         f"{p['device_bytes'] / 2**20:.0f}")
+         # Of several, each counts what the others take meanwhile.
+         f"{p['device_bytes'] / 2**20:.0f}" if p["contexts"] == 1 else "")
         for file in names("tensorrt_profiles*.json")
         for row in results(file)
         for p in row["contexts"]
     ]  # fmt: skip
-    head = ("plan", "at once", "batch", "median ms", "P99 ms", "inferences/s", "MiB of GPU memory each")
+    head = ("plan", "at once", "batch", "median ms", "P99 ms", "inferences/s", "MiB of GPU memory")
     return table(head, rows)
 
 

@@ -101,7 +101,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("calibration", 1), ("validation", 2)):
         np.savez(folder / f"{name}.npz", x=sample(64, seed))
     (folder / "tritongen.yaml").write_text(SPEC, encoding="utf-8")
-    passed(folder, "build", "--effort", "quick", "--build-budget", "2")
+    passed(folder, "build", "--effort", "quick", "--build-budget", "5")
     return folder
 
 
@@ -243,11 +243,11 @@ def test_the_load_test_passes(built: Path, server: Server) -> None:
 
 
 def test_a_load_test_sends_its_inputs_through_cuda_shared_memory(built: Path, server: Server) -> None:
-    said = passed(
-        built, "loadtest", "net", "--rate", "300", "--p99-ms", "50", "--duration", "15s",
-        "--shared-memory", "cuda",
-    )  # fmt: skip
-    assert "PASS" in said
+    """Whether a promise holds is another test's matter: here every request has to be answered."""
+    flags = ("--rate", "200", "--duration", "5s", "--shared-memory", "cuda")
+    said = passed(built, "loadtest", "net", *flags, "--json", "report.json")
+    report = json.loads((built / "report.json").read_text(encoding="utf-8"))
+    assert report["answered"] == report["requests"] > 500, said
 
 
 def test_layers_of_a_served_plan_are_told(built: Path) -> None:

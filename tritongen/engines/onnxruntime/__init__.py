@@ -37,7 +37,7 @@ PROVIDER = "execution_provider"
 class OnnxRuntimeEngine:
     """One execution provider of ONNX Runtime; satisfies `tritongen.engines.Engine`.
 
-    `cpu`: FP32 and INT8. `cuda` and `tensorrt`: FP32 and FP16 on a GPU (written, not run).
+    `cpu`: FP32 and INT8. `cuda` and `tensorrt`: FP32 and FP16 on a GPU (run: CUDA in FP32).
     """
 
     def __init__(self, provider: str = providers.CPU) -> None:
