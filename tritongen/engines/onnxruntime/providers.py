@@ -1,7 +1,7 @@
 """ONNX Runtime's execution providers: which are there, how a session gets them, what config.pbtxt says.
 
-CUDA was run with ONNX Runtime 1.31 in FP32; the TensorRT provider was not. Names and options are from the documentation
-of ONNX Runtime and of Triton's onnxruntime backend.
+CUDA was run with ONNX Runtime 1.31 in FP32; the TensorRT provider was not. Names and options are from the
+documentation of ONNX Runtime and of Triton's onnxruntime backend.
 """
 
 from __future__ import annotations
