@@ -70,6 +70,17 @@ def test_words_of_the_spec_reach_the_builder(tmp_path: Path) -> None:
     assert settings_of(FP16, Path("m.onnx")).tactic_sources == api.OWN_SOURCES
 
 
+def test_a_quick_search_builds_at_a_lower_level_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "load", lambda: EIGHT)
+
+    def level(effort: str, **tensorrt: str) -> object:
+        model = override(spec_for_models((Path("m.onnx"),)), tensorrt=tensorrt).models["m"]
+        return TensorRTEngine().configured(model, effort).builder.get("optimization_level")
+
+    assert (level("quick"), level("normal"), level("thorough")) == (2, None, None)
+    assert level("quick", optimization_level="5") == 5
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
