@@ -59,7 +59,7 @@ _SECTIONS = {
     type=click.Choice(["quick", "normal", "thorough"]),
     default="normal",
     show_default=True,
-    help="How long each point is measured. With TensorRT quick builds faster, thorough tries every tuning axis.",
+    help="How long each point is measured; TensorRT: quick builds faster, thorough tries each tuning axis.",
 )
 @click.option("--force", is_flag=True, help="Replace a model folder that tritongen did not write.")
 @options.as_json

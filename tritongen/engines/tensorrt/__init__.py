@@ -53,7 +53,7 @@ _BF16_FROM, _FP8_FROM = (8, 0), (8, 9)
 
 
 _QUICK: Options = {"optimization_level": 2}
-"""ResNet-50 in FP16 builds in a third of the time, as fast at batch 64, 7 % slower at 1 (docs/tensorrt.md)."""
+"""ResNet-50 in FP16 builds in a third of the time: as fast at batch 64, 7 % slower at 1."""
 
 
 @dataclass(frozen=True)
