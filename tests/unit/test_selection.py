@@ -318,6 +318,41 @@ def test_a_sibling_does_not_win_by_its_curve_what_the_leader_lost_in_alternation
     assert "1.0 % slower in alternation (int8-a against fp32) than fp32: not beyond noise" in sibling
 
 
+def test_what_the_last_of_a_chain_of_near_equals_beats_is_not_called_noise() -> None:
+    """106 beats 101, but not 103.5 between them, which is as exact as 101 and no better than it."""
+    chain = {"fp32": 101.0, "fp32-extended": 103.5, "int8-a": 106.0}
+    chosen = choose([trial(name, [point(8, 8000 / rate)]) for name, rate in chain.items()])
+    told = "5.0 % faster{}, but 2.4 % faster than fp32-extended{} not beyond noise"
+    assert chosen.winner == "fp32"
+    assert told.format("", ", which is") in chosen.reason
+    assert told.format(" than fp32", ":") in next(
+        one.reason for one in chosen.losers if one.candidate == "int8-a"
+    )
+
+
+def test_the_winner_lost_to_no_equal_of_the_leader_in_alternation() -> None:
+    rates = {"fp32": 100.0, "fp32-extended": 104.0, "fp32-all": 102.0}
+    noisy = [trial(name, [point(8, 8000 / rate, taken=0.4)]) for name, rate in rates.items()]
+    assert choose(noisy).winner == "fp32"
+    chosen = choose(noisy, comparisons=[in_alternation("fp32-all", "fp32", 1.10)])
+    assert chosen.winner == "fp32-all"
+    assert "9.1 % slower in alternation" in next(
+        one.reason for one in chosen.losers if one.candidate == "fp32"
+    )
+
+
+def test_a_noisy_leader_does_not_shield_what_another_beats() -> None:
+    found = [trial("fp32", [point(8, 80.0)]), trial("fp32-extended", [point(8, 77.0, spread=0.2)]),
+             trial("fp32-all", [point(8, 77.1)])]  # fmt: skip
+    assert choose(found).winner == "fp32-all"
+
+
+def test_a_circle_of_wins_ends_with_the_one_that_won_in_alternation() -> None:
+    found = [trial("fp32", [point(8, 80.0)]), trial("fp32-extended", [point(8, 77.0)]),
+             trial("fp32-all", [point(8, 74.0)])]  # fmt: skip
+    assert choose(found, comparisons=[in_alternation("fp32", "fp32-all", 1.05)]).winner == "fp32"
+
+
 def test_a_larger_batch_is_kept_where_noise_hides_the_difference() -> None:
     def at(spread: float) -> int:
         curve = [point(1, 1.0, spread=spread), point(8, 8.9, spread=spread)]  # 10 % behind

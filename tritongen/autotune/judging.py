@@ -141,6 +141,11 @@ def exactness(trial: Trial) -> tuple[float, ...]:
     return _EXACTNESS[trial.candidate.precision], error_percent(trial.accuracy) if trial.accuracy else 0.0
 
 
+def more_exact(one: Judged, other: Judged) -> bool:
+    """Whether `one` is of a more exact precision."""
+    return exactness(one.trial)[0] < exactness(other.trial)[0]
+
+
 def error_percent(accuracy: Accuracy) -> float:
     """What was lost, in percent: points of the metric, or the loss of the output that lost most."""
     if accuracy.basis == "labels":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from tritongen.autotune.contest import Contest, worth_comparing
-from tritongen.autotune.judging import NEAR_BEST, Goal, Judged, exactness, meets, rank
+from tritongen.autotune.judging import NEAR_BEST, Goal, Judged, exactness, meets, more_exact, rank
 from tritongen.autotune.verdicts import excluded, noise_note, nothing_passed, why_lost, why_won
 from tritongen.runs.records import Comparison, Loser, Outcome, Selection, Trial
 from tritongen.spec import Precision
@@ -92,9 +92,7 @@ def _open_questions(contest: Contest) -> Iterator[tuple[Judged, Judged]]:
     equals = sorted((one for one in ranked if not contest.beats(best, one)), key=_exactest)
     yield from ((best, one) for one in equals)
     wanted = equals[0]
-    yield from (
-        (wanted, one) for one in ranked if _more_exact(one, wanted) and not contest.beats(wanted, one)
-    )
+    yield from ((wanted, one) for one in ranked if more_exact(one, wanted) and not contest.beats(wanted, one))
     winner = _winner(best, contest)
     yield from ((winner, one) for one in _leaders(ranked))
     yield from ((winner, one) for one in ranked if one.precision is winner.precision)
@@ -138,24 +136,19 @@ def _best(contest: Contest) -> Judged:
 
 
 def _winner(best: Judged, contest: Contest) -> Judged:
-    """The most exact of those that the leader does not beat; each must itself beat all of a more exact
-    precision.
+    """The most exact, then the plainest, of those that no other beats.
 
-    So must the leader: the best, or where it beats one of them by too little the next one down.
-    Among equals the plainest wins, not the one that noise put first.
+    Only those are asked that beat all of each more exact precision. They may beat one another in a circle,
+    where alternation contradicts the curves: then the leader wins.
     """
 
     def earned(one: Judged) -> bool:
-        return all(contest.beats(one, other) for other in contest.ranked if _more_exact(other, one))
+        return all(contest.beats(one, other) for other in contest.ranked if more_exact(other, one))
 
     deserving = [one for one in contest.ranked if earned(one)]
+    unbeaten = [one for one in deserving if not any(contest.beats(other, one) for other in deserving)]
     leader = best if best in deserving else deserving[0]
-    return min((one for one in deserving if not contest.beats(leader, one)), key=_exactest)
-
-
-def _more_exact(one: Judged, other: Judged) -> bool:
-    """Whether `one` is of a more exact precision."""
-    return exactness(one.trial)[0] < exactness(other.trial)[0]
+    return min(unbeaten or [leader], key=_exactest)
 
 
 def _exactest(one: Judged) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from tritongen.autotune.budget import TIMED_OUT
 from tritongen.autotune.contest import Contest, noise
 from tritongen.autotune.cpu_watch import DISTURBED
 from tritongen.autotune.gpu_watch import noise_in
-from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, exactness
+from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, exactness, more_exact
 from tritongen.errors import BuildError
 from tritongen.runs.records import Loser, Outcome, Trial
 from tritongen.spec import Precision
@@ -39,9 +39,11 @@ def why_won(
 ) -> str:
     """The winner's sentence; `alone`: nothing else was tried."""
     if winner is not best:
+        barrier = _barrier(best, winner, contest)
         reason = (
-            f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, contest)}, "
-            f"which is not beyond noise, so the {_virtue(winner, best)} candidate is kept"
+            f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, contest)}"
+            f"{_but(best, winner, barrier, contest)}, which is not beyond noise, "
+            f"so the {_virtue(winner, best)} candidate is kept"
         )
     elif losers:
         rival = min(losers, key=lambda one: exactness(one.trial))
@@ -69,10 +71,25 @@ def why_lost(one: Judged, winner: Judged, goal: Goal, contest: Contest) -> str:
         )
     if contest.beats(winner, one):
         return f"{figure(one, goal)}, {_gain(one, winner, contest)} than {winner.id}"
+    barrier = _barrier(one, winner, contest)
     return (
-        f"{figure(one, goal)}, {_gain(one, winner, contest)} than {winner.id}: not beyond noise "
-        f"({_interval(one, winner, contest)}), so the {_virtue(winner, one)} candidate is kept"
+        f"{figure(one, goal)}, {_gain(one, winner, contest)} than {winner.id}"
+        f"{_but(one, winner, barrier, contest)}: not beyond noise "
+        f"({_interval(one, barrier, contest)}), so the {_virtue(winner, one)} candidate is kept"
     )
+
+
+def _barrier(one: Judged, winner: Judged, contest: Contest) -> Judged:
+    """Whom `one` had to beat beyond noise and did not: the winner, or another more exact candidate."""
+    if contest.beats(one, winner):
+        for other in contest.ranked:
+            if more_exact(other, one) and not contest.beats(one, other):
+                return other
+    return winner
+
+
+def _but(one: Judged, winner: Judged, barrier: Judged, contest: Contest) -> str:
+    return "" if barrier is winner else f", but {_gain(one, barrier, contest)} than {barrier.id}"
 
 
 def _interval(one: Judged, other: Judged, contest: Contest) -> str:
