@@ -20,8 +20,10 @@ import pytest
 from tests import models
 from tests.serving_models import add_model, config, small_repository, tensor
 from tritongen.errors import InputError, RepositoryError, RequirementError, ServerError
+from tritongen.scratch import remove_abandoned
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.embedded import EmbeddedServer
+from tritongen.serving.scratch import PREFIX
 from tritongen.serving.supervisor import children
 
 pytestmark = pytest.mark.server
@@ -230,8 +232,8 @@ def test_the_response_cache_answers_repeated_requests(tmp_path: Path) -> None:
 def test_stopping_leaves_nothing_behind(tmp_path: Path) -> None:
     server = EmbeddedServer(small_repository(tmp_path / "repository"))
     server.start()
-    pids, scratch = _family(server.pid), server._scratch
-    assert scratch is not None
+    assert server._scratch is not None
+    pids, scratch = _family(server.pid), server._scratch.path
     assert len(pids) == 3  # supervisor, tritonserver, one stub
     assert _segments(scratch)
     server.stop()
@@ -262,7 +264,7 @@ def test_a_kill_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
         "import sys, time\nfrom pathlib import Path\n"
         "from tritongen.serving.embedded import EmbeddedServer\n"
         "server = EmbeddedServer(Path(sys.argv[1]))\nserver.start()\n"
-        "print(server.pid, server._scratch, flush=True)\ntime.sleep(600)\n"
+        "print(server.pid, server._scratch.path, flush=True)\ntime.sleep(600)\n"
     )
     repository = small_repository(tmp_path / "repository")
     parent = subprocess.Popen(
@@ -282,8 +284,13 @@ def test_a_kill_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
             assert _eventually(lambda: not _segments(Path(folder)))
             if victim == "parent":
                 assert _eventually(lambda: not Path(folder).exists())
+            else:  # the parent lives, and may still read the log
+                remove_abandoned(tmp_path, PREFIX)
+                assert Path(folder).is_dir()
         finally:
             parent.kill()
+    remove_abandoned(tmp_path, PREFIX)
+    assert not Path(folder).exists()
 
 
 def test_the_embedded_server_serves_beside_others(server: EmbeddedServer, tmp_path: Path) -> None:

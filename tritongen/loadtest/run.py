@@ -18,7 +18,6 @@ from tritongen.loadtest.probe import probe
 from tritongen.loadtest.record import Measurement, Subject, make_report
 from tritongen.loadtest.sample_export import check_samples_file, write_samples
 from tritongen.loadtest.schedule import Schedule
-from tritongen.loadtest.scratch import scratch_folder
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.target import Address, ServedModel, parse_address
 from tritongen.loadtest.watch import Watch
@@ -27,9 +26,11 @@ from tritongen.loadtest.wrong_port import explain_wrong_port
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.loadtest import LoadReport
 from tritongen.runs.records import Machine
+from tritongen.scratch import Scratch
 from tritongen.serving.access import Access
 from tritongen.serving.control import ServerControl, connect
 
+_SCRATCH_PREFIX = "tritongen-loadtest-"
 _LEAST_PROBE_TIMEOUT_S = 10.0
 _CONTROL_TIMEOUT_S = 5.0
 
@@ -153,7 +154,7 @@ def _offer(  # noqa: PLR0917
     plan = make_plan(settings, schedule)
     monitor = Monitor(control, settings.model, settings.version, metrics_url=settings.metrics_url)
     with (
-        scratch_folder() as folder,
+        Scratch(_SCRATCH_PREFIX) as folder,
         Fleet(folder, job, requests, _shares(settings, workers, schedule)) as fleet,
     ):
         return Watch(settings, fleet, monitor, plan, events).run()

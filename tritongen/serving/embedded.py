@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from tritongen.errors import InputError, RepositoryError, RequirementError, ServerError
 from tritongen.repository.manifest import check_repository
+from tritongen.scratch import Scratch
 from tritongen.serving import supervisor
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, port_taken
@@ -81,7 +81,7 @@ class EmbeddedServer:
     ready_timeout_s: float = 300.0
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _lifeline: int | None = field(default=None, init=False, repr=False)
-    _scratch: Path | None = field(default=None, init=False, repr=False)
+    _scratch: Scratch | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
     _relay: LogRelay | None = field(default=None, init=False, repr=False)
 
@@ -166,7 +166,7 @@ class EmbeddedServer:
         if self._relay is not None:
             self._relay.finish()
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.remove()
 
     def detach(self) -> None:
         """Let the server outlive this process; its end is then `stop_process` on its `pid`.
@@ -208,7 +208,8 @@ class EmbeddedServer:
 
     def _launch(self, installation: Installation) -> None:
         try:
-            scratch = self._scratch = make_scratch()
+            self._scratch = make_scratch()
+            scratch = self._scratch.path
             backends = prepare_backends(installation, scratch)
             log = self.log_file or scratch / "triton.log"
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -239,13 +240,15 @@ class EmbeddedServer:
 
     def _start_supervisor(self, job: dict[str, Any], output: BinaryIO) -> None:
         read_end, self._lifeline = os.pipe()
+        lock = self._scratch.lock if self._scratch is not None else None
+        held = {"lifeline": read_end, "lock": lock}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", supervisor.__file__, json.dumps({**job, "lifeline": read_end})],
+                [sys.executable, "-I", "-S", supervisor.__file__, json.dumps({**job, **held})],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=(read_end,),
+                pass_fds=[each for each in held.values() if each is not None],
                 # Ctrl-C in a terminal goes to the whole group; the server must hear it from us alone.
                 start_new_session=True,
             )
@@ -321,7 +324,7 @@ class EmbeddedServer:
     def _log_text(self) -> str:
         if self._scratch is None:
             return ""
-        log = self.log_file or self._scratch / "triton.log"
+        log = self.log_file or self._scratch.path / "triton.log"
         if not log.exists():
             return ""
         return log.read_bytes()[self._log_start :].decode(errors="replace")

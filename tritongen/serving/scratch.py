@@ -10,8 +10,10 @@ import tempfile
 from pathlib import Path
 
 from tritongen.errors import RequirementError
+from tritongen.scratch import Scratch
 from tritongen.serving.installation import Installation
 
+PREFIX = "tritongen-serve-"
 BACKENDS = Path(__file__).parent / "backends"
 
 # Triton hands these paths to bash without quotes.
@@ -54,12 +56,12 @@ def _module_path_lines() -> str:
     )
 
 
-def make_scratch() -> Path:
+def make_scratch() -> Scratch:
     """A new folder with a path that bash takes unquoted, where programs may be executed."""
     places = (tempfile.gettempdir(), "/tmp", "/var/tmp", str(Path.home()))  # noqa: S108
     for place in places:
         if is_safe(place) and os.access(place, os.W_OK) and not _forbids_programs(place):
-            return Path(tempfile.mkdtemp(prefix="tritongen-serve-", dir=place))
+            return Scratch(PREFIX, place)
     raise RequirementError(
         "there is no folder for the embedded Triton's own files",
         found=f"none of {', '.join(places)} is writable, free of spaces and mounted without noexec",

@@ -52,6 +52,8 @@ def main(job: dict[str, Any]) -> int:
         env=_environment(job),
         stdin=subprocess.DEVNULL,
         preexec_fn=die_with_supervisor,  # noqa: PLW1509
+        # Of the scratch folder: nobody may remove it while one of us lives.
+        pass_fds=() if job["lock"] is None else (job["lock"],),
     ) as server:
         code = _watch(server, job, wakeup, stop)
     _end_children()
