@@ -68,6 +68,7 @@ class OnnxRuntimeRunner:
                 if self._first_provider() == NAMES[CPU]:
                     raise
                 raise self._not_started(explanation(error)) from error
+        self._session.disable_fallback()  # before 1.23, the argument says nothing
         self._refuse_fallback()
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._refuse_bfloat16()

@@ -195,6 +195,7 @@ def open_session(config, args):
         lacking = missing_library(first) if on_gpu else None
         reason = lacking or one_line(error)
         fail(f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {reason}")
+    session.disable_fallback()  # before 1.23, the argument says nothing
     if first not in session.get_providers():
         reason = missing_library(first) or "is there a GPU?"
         fail(f"ONNX Runtime {onnxruntime.__version__} could not start {first}: {reason}")
