@@ -337,6 +337,7 @@ def test_an_input_may_be_named_labels(tmp_path: Path) -> None:
 
 def test_sources_that_are_not_there_or_not_data(tmp_path: Path) -> None:
     assert "there are no data at" in refused(tmp_path / "no.npz", X)
+    assert "File name too long" in refused(tmp_path / f"{'n' * 300}.npz", X)
     assert "holds no samples" in refused(tmp_path, X)
     (tmp_path / "d.csv").write_text("1,2", encoding="utf-8")
     assert "not a form of data" in refused(tmp_path / "d.csv", X)

@@ -46,8 +46,18 @@ class Source(Protocol):
 def find_source(source: str, layout: Layout, *, folder: Path | None, seed: int) -> Source:
     """The source that the text means; DataError if there is none."""
     path = Path(source)
-    if is_function(source) and not path.exists():
-        return FunctionSource(source, folder, seed)
+    try:
+        if is_function(source) and not path.exists():
+            return FunctionSource(source, folder, seed)
+        return FileSource(_sample_files(path), layout)
+    except OSError as error:
+        raise DataError(
+            f"{source} cannot be looked at", found=error.strerror, expected=_FORMS, fix="check the path"
+        ) from error
+
+
+def _sample_files(path: Path) -> tuple[Path, ...]:
+    """The file, or those in the folder; DataError if that is none, OSError if it cannot be looked at."""
     if path.is_dir():
         files = sorted(
             file for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith(".")
@@ -60,10 +70,10 @@ def find_source(source: str, layout: Layout, *, folder: Path | None, seed: int) 
                 expected=".npz or .npy files",
                 fix="save the samples with numpy.savez(path, INPUT=array, …)",
             )
-        return FileSource(tuple(files), layout)
+        return tuple(files)
     if not path.exists():
         raise DataError(
-            f"there are no data at {source}", found="no such file", expected=_FORMS, fix="check the path"
+            f"there are no data at {path}", found="no such file", expected=_FORMS, fix="check the path"
         )
     if path.suffix not in _SUFFIXES:
         raise DataError(
@@ -72,7 +82,7 @@ def find_source(source: str, layout: Layout, *, folder: Path | None, seed: int) 
             expected=_FORMS,
             fix="convert it with numpy.savez(path, INPUT=array, …)",
         )
-    return FileSource((path,), layout)
+    return (path,)
 
 
 @dataclass(frozen=True)
