@@ -132,6 +132,8 @@ def test_a_largest_batch_that_falls_from_build_to_build_is_told(tmp_path: Path) 
         "max_batch_size is 4 and was 8 in the last build: clients that send larger batches"
     )
     assert "--max-batch-size 8 keeps it" in note
+    (note,) = narrower_notes(run, now.model_copy(update={"max_batch_size": 0}))
+    assert note.endswith("was 8 in the last build: clients that send batches get errors")
 
 
 def test_the_table_has_the_figures_that_the_sentences_compare() -> None:

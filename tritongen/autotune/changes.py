@@ -35,9 +35,10 @@ def narrower_notes(run: RunDirectory, selection: Selection) -> Iterator[str]:
     last = _last_build(run)
     before = last.selection.max_batch_size if last is not None and last.selection is not None else 0
     if selection.max_batch_size < before:
+        batches = selection.max_batch_size > 0
         yield (
             f"max_batch_size is {selection.max_batch_size} and was {before} in the last build: clients that "
-            f"send larger batches get errors; --max-batch-size {before} keeps it"
+            f"send {'larger ' * batches}batches get errors{f'; --max-batch-size {before} keeps it' * batches}"
         )
 
 
