@@ -29,29 +29,44 @@ def lost_to_clients(written: Any, in_force: Mapping[str, Any]) -> tuple[str, ...
     """What clients of the model as it runs send or read that the parsed config.pbtxt has no more."""
     running = _parsed(in_force, type(written))
     return (
-        *_smaller_batches(running.max_batch_size, written.max_batch_size),
-        *_other_tensors("input", running.input, written.input),
-        *_other_tensors("output", running.output, written.output),
+        *_smaller_batches(running, written),
+        *_other_tensors("input", _tensors(running, "input"), _tensors(written, "input")),
+        *_other_tensors("output", _tensors(running, "output"), _tensors(written, "output")),
         *_new_inputs(running.input, written.input),
     )
 
 
-def _smaller_batches(before: int, after: int) -> Iterator[str]:
-    if after < before:
-        larger = "requests with larger batches get" if after else "requests with a batch axis may get"
-        yield f"max_batch_size is {after} and was {before}: {larger} errors"
+_Tensor = tuple[str, tuple[int, ...]]
+"""Type, and shape with the batch axis."""
 
 
-def _other_tensors(kind: str, before: Any, after: Any) -> Iterator[str]:
-    known = {tensor.name: tensor for tensor in after}
-    for old in before:
-        new = known.get(old.name)
+def _tensors(config: Any, field: str) -> dict[str, _Tensor]:
+    batch = (-1,) if config.max_batch_size else ()
+    return {one.name: (_type(one), (*batch, *one.dims)) for one in getattr(config, field)}
+
+
+def _smaller_batches(running: Any, written: Any) -> Iterator[str]:
+    """Without a batching server a dynamic first axis has no limit; other shapes are compared as such."""
+    before, after = running.max_batch_size, written.max_batch_size
+    unlimited = not before and any(list(one.dims[:1]) == [-1] for one in running.input)
+    if 0 < after < before or (after and unlimited):
+        yield f"max_batch_size is {after} and was {before}: requests with larger batches get errors"
+
+
+def _other_tensors(kind: str, before: dict[str, _Tensor], after: dict[str, _Tensor]) -> Iterator[str]:
+    for name, old in before.items():
+        new = after.get(name)
         if new is None:
-            yield f"{kind} '{old.name}' is gone"
-        elif (new.data_type, len(new.dims)) != (old.data_type, len(old.dims)) or any(
-            size not in (-1, was) for was, size in zip(old.dims, new.dims, strict=True)
-        ):
-            yield f"{kind} '{old.name}' is {_text(new)} and was {_text(old)}"
+            yield f"{kind} '{name}' is gone"
+        elif not _takes(new, old):
+            yield f"{kind} '{name}' is {_text(new)} and was {_text(old)}"
+
+
+def _takes(new: _Tensor, old: _Tensor) -> bool:
+    (new_type, new_shape), (old_type, old_shape) = new, old
+    return (new_type, len(new_shape)) == (old_type, len(old_shape)) and all(
+        size in (-1, was) for was, size in zip(old_shape, new_shape, strict=True)
+    )
 
 
 def _new_inputs(before: Any, after: Any) -> Iterator[str]:
@@ -61,10 +76,13 @@ def _new_inputs(before: Any, after: Any) -> Iterator[str]:
             yield f"input '{new.name}' is new, and requests without it get errors"
 
 
-def _text(tensor: Any) -> str:
+def _type(tensor: Any) -> str:
     types = type(tensor).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    sizes = "x".join(str(size) for size in tensor.dims)
-    return f"{from_triton(types[tensor.data_type].name)} [{sizes}]"
+    return str(from_triton(types[tensor.data_type].name))
+
+
+def _text(tensor: _Tensor) -> str:
+    return f"{tensor[0]} [{'x'.join(map(str, tensor[1]))}]"
 
 
 def _parsed(in_force: Mapping[str, Any], kind: type[Any]) -> Any:
