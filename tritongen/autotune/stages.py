@@ -12,7 +12,7 @@ from tritongen.autotune.budget import Budget
 from tritongen.autotune.child import run_child
 from tritongen.autotune.judging import Goal, Judged
 from tritongen.autotune.selection import close_call
-from tritongen.errors import BuildError, RequirementError, SpecError
+from tritongen.errors import BuildError, RequirementError, SpecError, TritongenError
 from tritongen.graph import BatchStatus
 from tritongen.runs.build import Preparation
 from tritongen.runs.events import Event, EventSink
@@ -118,8 +118,13 @@ def _compared(
         by_latency=goal.batch_size is not None,
         contenders=(_contender(setting, one), _contender(setting, other)),
     )
-    failure = in_child(setting, folder, job, "comparison:compare",
-                        subject=setting.name, timeout_s=_COMPARISON_TIMEOUT_S)  # fmt: skip
+    try:
+        failure = in_child(setting, folder, job, "comparison:compare",
+                            subject=setting.name, timeout_s=_COMPARISON_TIMEOUT_S)  # fmt: skip
+    except RequirementError:
+        raise
+    except TritongenError as error:  # two at once may need more memory than there is: the curves stand
+        failure = f"failed: {error.message}" + (f" ({error.found})" if error.found else "")
     if failure is not None:
         setting.events(Event("compare", "warning", f"{about}: the comparison {failure}", setting.name))
         return None
