@@ -106,7 +106,8 @@ _SECTIONS = {
 @_time("--duration", "Send for exactly this long, warm-up included.  [default without objectives: 60s]")
 @_time(
     "--min-duration",
-    "The shortest window that may decide; a plain miss ends it earlier.  [default: 60s; with --find-max 15s]",
+    "The shortest window that may decide; of an open loop a plain miss ends it earlier.  "
+    "[default: 60s; with --find-max 15s]",
 )
 @_time("--max-duration", "Undecided until then is INVALID.  [default: 5m; with --find-max 1m]")
 @_time("--warmup", "Left out at the start.  [default: a tenth of the duration, at most 5s]")

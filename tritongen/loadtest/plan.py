@@ -47,37 +47,33 @@ def make_plan(settings: Settings, schedule: Schedule | None) -> LookPlan:
     varies = settings.rate_shape is not None or settings.trace is not None  # the whole of it is the test
     if settings.min_duration_s is None or not settings.slos or varies:
         return LookPlan((end,), settings.alpha)
-    late_alpha = settings.alpha * (1 - EARLY_PART)
     window_s = settings.duration_s - warmup_s
     least_s = min(settings.min_duration_s, window_s)
     if schedule is None:
-        times = plan_times(window_s, least_s, late_alpha)
+        # No early looks: a closed loop that gets faster sends more, and may outweigh any miss.
+        times = plan_times(window_s, least_s, settings.alpha)
         points = [LookPoint(round((warmup_s + at) * 1e9), None) for at in times.at[:-1]]
-        return _with_early([*points, end], times.alpha, settings, None)
+        return LookPlan((*points, end), times.alpha)
     first = int(np.searchsorted(schedule.offsets_ns, round(warmup_s * 1e9)))
     least = int(np.searchsorted(schedule.offsets_ns, round((warmup_s + least_s) * 1e9))) - first
-    looks = plan_looks(len(schedule) - first, least, late_alpha)
+    looks = plan_looks(len(schedule) - first, least, settings.alpha * (1 - EARLY_PART))
     counts = [first + round(at) for at in looks.at[:-1]]
     points = [_at(edge_ns, schedule) for edge_ns in schedule.offsets_ns[counts].tolist()]
     return _with_early([*points, end], looks.alpha, settings, schedule)
 
 
-def _at(offset_ns: int, schedule: Schedule | None, *, early: bool = False) -> LookPoint:
+def _at(offset_ns: int, schedule: Schedule, *, early: bool = False) -> LookPoint:
     """A look at this moment. Where several are due at that very moment, those before it are fewer."""
-    scheduled = None if schedule is None else int(np.searchsorted(schedule.offsets_ns, offset_ns))
-    return LookPoint(offset_ns, scheduled, early)
+    return LookPoint(offset_ns, int(np.searchsorted(schedule.offsets_ns, offset_ns)), early)
 
 
-def _with_early(
-    points: list[LookPoint], alpha: float, settings: Settings, schedule: Schedule | None
-) -> LookPlan:
+def _with_early(points: list[LookPoint], alpha: float, settings: Settings, schedule: Schedule) -> LookPlan:
     """The plan, with early looks where they have enough requests to fail by."""
     warmup_ns = round(settings.effective_warmup_s * 1e9)
     first_s = (points[0].offset_ns - warmup_ns) / 1e9
     edges_ns = [warmup_ns + round(at * 1e9) for at in early_times(first_s)]
-    if schedule is not None:
-        first = int(np.searchsorted(schedule.offsets_ns, warmup_ns))
-        counts = np.searchsorted(schedule.offsets_ns, edges_ns) - first
-        edges_ns = [edge for edge, count in zip(edges_ns, counts, strict=True) if count >= FEWEST_TO_FAIL]
-    early = [_at(edge_ns, schedule, early=True) for edge_ns in edges_ns]
+    first = int(np.searchsorted(schedule.offsets_ns, warmup_ns))
+    counts = np.searchsorted(schedule.offsets_ns, edges_ns) - first
+    kept = [edge for edge, count in zip(edges_ns, counts, strict=True) if count >= FEWEST_TO_FAIL]
+    early = [_at(edge_ns, schedule, early=True) for edge_ns in kept]
     return LookPlan((*early, *points), alpha, settings.alpha * EARLY_PART / max(1, len(early)))
