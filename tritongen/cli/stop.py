@@ -51,7 +51,9 @@ def _stop(state: Path, pid: int, repository: str) -> None:
 
     if not stop_process(pid):
         raise ServerError(
-            f"the server of {repository} does not end", found=f"PID {pid} runs on", fix=f"kill -9 {pid}"
+            f"the server of {repository} does not end",
+            found=f"PID {pid} runs on",
+            fix=f"wait, where --exit-timeout-secs gives requests in flight so long; else kill -9 {pid}",
         )
     forget(state, Path(repository))
     click.echo(f"stopped the server of {repository}")

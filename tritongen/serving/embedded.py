@@ -360,7 +360,7 @@ def check_servable(repository: Path, models: Sequence[str]) -> None:
 def stop_process(pid: int, timeout_s: float = 120.0) -> bool:
     """End the server whose supervisor is `pid`; False if it still runs after `timeout_s`.
 
-    The supervisor kills it when its time for requests in flight is over: that decides, not this limit.
+    The supervisor kills it when its time for requests in flight is over: by default that is long before.
     """
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
