@@ -154,6 +154,13 @@ def test_a_version_that_answers_differently_is_refused_on_disk_as_well(start: St
     assert (report.before, report.version, report.kept) == (3, 1, 3)
     served.assert_serves(1)
     assert write_version(served.base, 4).version == 4
+    # One that was built and never served is not lost when another is gone back to.
+    assert served.reload(to=3).kept == 1
+    assert any("version 4 was built but not served; it is kept" in told for told in served.told)
+    assert (served.live, served.kept) == (3, [1, 4])
+    assert served.reload(to=4).version == 4
+    served.assert_serves(4)
+    assert write_version(served.base, 5).version == 5
 
 
 @pytest.mark.parametrize("strict", ["true", "false"])

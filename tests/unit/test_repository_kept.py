@@ -107,7 +107,7 @@ def test_the_number_of_a_refused_version_is_not_used_again(tmp_path: Path) -> No
     write_version(tmp_path, 2)
     reject(swapped(only(tmp_path), tmp_path), "it differs")
     assert only(tmp_path).rejected == "it differs"
-    confirm(tmp_path / "repository", NAME, None)
+    confirm(tmp_path / "repository", NAME, None, served=1)
     assert write_version(tmp_path, 3).version == 3
     # Version 1 is kept, and of the refused ones the last.
     assert versions(tmp_path) == [1, 2]
@@ -120,10 +120,36 @@ def test_once_confirmed_only_the_one_before_stays(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_version(tmp_path, seed)
     before = kept_states(tmp_path / "repository", NAME)[-1]
-    confirm(tmp_path / "repository", NAME, before)
+    confirm(tmp_path / "repository", NAME, before, served=2)
     assert versions(tmp_path) == [2]
-    confirm(tmp_path / "repository", NAME, None)
+    confirm(tmp_path / "repository", NAME, None, served=3)
     assert versions(tmp_path) == []
+
+
+def test_what_was_built_but_not_served_stays_when_an_older_version_is_gone_back_to(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_version(tmp_path, seed)
+    one, two = kept_states(tmp_path / "repository", NAME)
+    swapped(two, tmp_path)
+    before = swapped(one, tmp_path)
+    confirm(tmp_path / "repository", NAME, before, served=2)
+    assert (versions(tmp_path), live(tmp_path)) == ([2, 3], 1)
+    # Also when the one that served is gone back to, and when the manifest cannot be read.
+    confirm(tmp_path / "repository", NAME, swapped(before, tmp_path), served=1)
+    assert (versions(tmp_path), live(tmp_path)) == ([1, 3], 2)
+    (kept_states(tmp_path / "repository", NAME)[1].folder / "manifest.json").unlink()
+    confirm(tmp_path / "repository", NAME, None, served=2)
+    assert versions(tmp_path) == []
+    assert write_version(tmp_path, 4).version == 4
+
+
+def test_a_refused_version_of_a_higher_number_stays_when_an_older_one_is_refused(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_version(tmp_path, seed)
+    one, two = kept_states(tmp_path / "repository", NAME)
+    reject(swapped(one, tmp_path), "it differs")
+    reject(two, "it differs")
+    assert (versions(tmp_path), live(tmp_path)) == ([2, 3], 1)
 
 
 @pytest.mark.parametrize("moved", [1, 2])

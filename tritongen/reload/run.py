@@ -27,7 +27,15 @@ from tritongen.reload.answers import compare_answers, known_answers
 from tritongen.reload.disk import Disk, check_model, state_of
 from tritongen.reload.settings import changed_fields, lost_to_clients
 from tritongen.reload.shadow import Shadow, State, remove_shadow
-from tritongen.repository.kept import Kept, confirm, put_in_service, recover_kept, reject, shadow_name
+from tritongen.repository.kept import (
+    Kept,
+    confirm,
+    damage,
+    put_in_service,
+    recover_kept,
+    reject,
+    shadow_name,
+)
 from tritongen.repository.swap import locked, recover
 from tritongen.runs.events import Event, EventSink, Status, discard
 from tritongen.runs.records import OutputError
@@ -102,7 +110,9 @@ class _Reload:
                 put_in_service(self.displaced, self.disk.repository)
             raise
         except (RefusedError, ReloadError) as error:
+            self._tell_unserved(new)
             raise self._refused(served, new, aside, error) from None
+        self._tell_unserved(new)
         lost = self._lost(served, new)
         before, switch_s = self._switch(served, new, aside)
         # Of a version with another configuration only, the older configuration is not worth keeping.
@@ -110,7 +120,7 @@ class _Reload:
         if before is not None and damaged is not None:
             reject(before, damaged.message)
             before = None
-        confirm(self.disk.repository, self.disk.name, before)
+        confirm(self.disk.repository, self.disk.name, before, served=served)
         report = self._report(self.disk.live(), served, answers, "switched")
         return report.model_copy(
             update={
@@ -158,6 +168,13 @@ class _Reload:
                 "fails, the server goes on, but the repository has nothing to go back to",
             )
         return new, aside, live if held == served and aside is not None else None
+
+    def _tell_unserved(self, new: State) -> None:
+        """Where the version is that lay in the repository, not served, when another was asked for."""
+        spare = self.displaced
+        if spare and spare.version > new.version and damage(spare.folder, spare.manifest) is None:
+            back = f"`tritongen reload {self.disk.name} --to {spare.version}`"
+            self._say("note", f"version {spare.version} was built but not served; it is kept: {back}")
 
     def _look_at(self, new: State, old: State | None) -> tuple[tuple[OutputError, ...], float]:
         """Load the new version under another name and compare its answers; ReloadError if they differ."""

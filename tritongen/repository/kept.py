@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,23 +85,27 @@ def kept_states(repository: Path, name: str) -> tuple[Kept, ...]:
     """Every readable state of model `name` beside the repository, by version."""
     root = kept_root(repository)
     found = []
-    for slot in root.glob(f"{name}.*") if root is not None else ():
-        if slot.name.rpartition(".")[0] != name:
-            continue
-        try:
+    for slot in _slots(root, name):
+        with suppress(RepositoryError):  # being filled when its writer was killed: nothing to go back to
             found.append(Kept(slot, read_manifest(slot / STATE)))
-        except RepositoryError:
-            continue  # being filled when its writer was killed: nothing to go back to
     return tuple(sorted(found, key=lambda kept: (kept.version, kept.slot.name)))
 
 
 def highest_version(repository: Path, name: str) -> int:
     """The highest version number in the repository or in a state beside it, readable or not; 0 if none."""
-    root = kept_root(repository)
-    folders = root.glob(f"{name}.*/{STATE}/*") if root is not None else ()
-    of_model = (path for path in folders if path.parents[1].name.rpartition(".")[0] == name)
-    in_place = (repository / name).glob("*")
-    return max((int(path.name) for path in (*in_place, *of_model) if path.name.isdecimal()), default=0)
+    folders = (repository / name, *(slot / STATE for slot in _slots(kept_root(repository), name)))
+    return max(map(_highest_in, folders))
+
+
+def _slots(root: Path | None, name: str) -> tuple[Path, ...]:
+    """What is kept of model `name`, readable or not."""
+    found = root.glob(f"{name}.*") if root is not None else ()
+    return tuple(slot for slot in found if slot.name.rpartition(".")[0] == name)
+
+
+def _highest_in(folder: Path) -> int:
+    """The highest version number in a model's folder, 0 if none: the manifest may be unreadable."""
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
 
 
 def damage(folder: Path, manifest: Manifest) -> RepositoryError | None:
@@ -189,33 +194,31 @@ def _named_after(slot: Path, manifest: Manifest) -> Path:
 
 
 def reject(kept: Kept, reason: str) -> None:
-    """Remember why a server did not take this state over; only the last such state of a model stays."""
+    """Remember why a server did not take this state over; of such states it and newer ones stay."""
     repository_root = kept.slot.parent
     with explained(repository_root):
         _mark(kept.slot, _REJECTED, reason)
         _mark(kept.slot, _CANDIDATE, None)
-        for slot in repository_root.glob(f"{kept.manifest.name}.*"):
-            same_model = slot.name.rpartition(".")[0] == kept.manifest.name
-            if same_model and slot != kept.slot and (slot / _REJECTED).exists():
+        for slot in _slots(repository_root, kept.manifest.name):
+            is_older = slot != kept.slot and _highest_in(slot / STATE) <= kept.version
+            if is_older and (slot / _REJECTED).exists():
                 shutil.rmtree(slot)
 
 
-def confirm(repository: Path, name: str, before: Kept | None) -> None:
+def confirm(repository: Path, name: str, before: Kept | None, *, served: int | None) -> None:
     """The state in the repository is in service: keep only the one `before` it, to go back to.
 
-    And a refused one of a higher number, which is not to be used again.
+    And those of higher numbers than it and the one `served` until now: they were refused, or built and never
+    served, and their numbers are not to be used again.
     """
-    root, version = kept_root(repository), read_manifest(repository / name).version
-    refused = (
-        k.slot for k in kept_states(repository, name) if k.rejected is not None and k.version > version
-    )
-    stay = {*refused, *([before.slot] if before is not None else [])}
+    newest = max(read_manifest(repository / name).version, served or 0)
     with explained(repository):
-        for slot in root.glob(f"{name}.*") if root is not None else ():
-            if slot.name.rpartition(".")[0] == name and slot not in stay:
+        for slot in _slots(kept_root(repository), name):
+            is_before = before is not None and slot == before.slot
+            if is_before or _highest_in(slot / STATE) > newest:
+                _mark(slot, _CANDIDATE, None)
+            else:
                 shutil.rmtree(slot)
-        if before is not None:
-            _mark(before.slot, _CANDIDATE, None)
 
 
 def recover_kept(repository: Path) -> tuple[str, ...]:
