@@ -162,6 +162,15 @@ def test_an_slo_that_nothing_meets_still_yields_a_winner_that_says_so() -> None:
     chosen = choose([SLOW_FP32], slo=["p99<=1ms"])
     assert chosen.batch_size == 1
     assert "no candidate meets p99<=1ms" in chosen.reason
+    assert chosen.notes[0].startswith("max_batch_size is 1: no batch size meets p99<=1ms")
+
+
+def test_a_missed_slo_names_the_point_whose_p99_it_tells() -> None:
+    """The table shows one instance; the point that is judged may be of several."""
+    alone, two = point(1, 13.0), point(1, 16.0, instances=2)
+    chosen = choose([trial("fp32", [alone, two])], slo=["p99<=1ms"])
+    assert chosen.instances == 2
+    assert "its P99 at batch 1 x 2 instances is 24 ms" in chosen.reason
 
 
 def test_latency_objectives_judge_at_their_batch_size() -> None:

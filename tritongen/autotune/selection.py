@@ -109,12 +109,14 @@ def _leaders(ranked: Sequence[Judged]) -> list[Judged]:
 def _batch_notes(winner: Judged, goal: Goal, served: int, measured: int) -> Iterator[str]:
     """Why the largest batch is what it is: the server fills batches up to it."""
     size = winner.point.batch_size
-    if goal.batch_size is not None or not winner.meets_slo or size >= measured:
+    if goal.batch_size is not None or size >= measured:
         return
-    if any(p.batch_size > size and meets(p, goal.latency_slos) for p in winner.trial.curve):
+    missed = ", ".join(str(slo) for slo in goal.latency_slos)
+    if not winner.meets_slo:
+        why = f"no batch size meets {missed} on the bare engine, so the smallest is served"
+    elif any(p.batch_size > size and meets(p, goal.latency_slos) for p in winner.trial.curve):
         why = f"larger batches are no faster (more than {100 * NEAR_BEST:.0f} % behind on the bare engine)"
     else:
-        missed = ", ".join(str(slo) for slo in goal.latency_slos)
         why = f"larger batches than {size} miss {missed} on the bare engine already"
     if served < measured:
         yield f"max_batch_size is {served}: {why}"

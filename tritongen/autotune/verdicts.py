@@ -16,11 +16,15 @@ from tritongen.spec import Precision
 
 def figure(one: Judged, goal: Goal) -> str:
     """The number that decides, in words ("1,204 inferences/s at batch 8 x 2 instances")."""
-    point = one.point
-    setting = f"batch {point.batch_size}" + (f" x {point.instances} instances" if point.instances > 1 else "")
     if goal.batch_size is None:
-        return f"{number(point.throughput)} inferences/s at {setting}"
-    return f"median {number(point.median_ms)} ms at {setting}"
+        return f"{number(one.point.throughput)} inferences/s at {_setting(one)}"
+    return f"median {number(one.point.median_ms)} ms at {_setting(one)}"
+
+
+def _setting(one: Judged) -> str:
+    """Where on its curve a candidate is judged ("batch 8 x 2 instances")."""
+    instances = one.point.instances
+    return f"batch {one.point.batch_size}" + (f" x {instances} instances" if instances > 1 else "")
 
 
 def number(value: float) -> str:
@@ -56,7 +60,7 @@ def why_won(
         reason += f"; {accuracy.summary}"
     if not winner.meets_slo:
         missed = ", ".join(str(slo) for slo in goal.latency_slos)
-        reason += f"; no candidate meets {missed}: its P99 at batch {winner.point.batch_size} is "
+        reason += f"; no candidate meets {missed}: its P99 at {_setting(winner)} is "
         reason += f"{number(winner.point.p99_ms)} ms"
     return reason
 
@@ -66,7 +70,7 @@ def why_lost(one: Judged, winner: Judged, goal: Goal, contest: Contest) -> str:
     if winner.meets_slo and not one.meets_slo:
         missed = ", ".join(str(slo) for slo in goal.latency_slos)
         return (
-            f"P99 {number(one.point.p99_ms)} ms at batch {one.point.batch_size} rules out {missed}, "
+            f"P99 {number(one.point.p99_ms)} ms at {_setting(one)} rules out {missed}, "
             f"which {winner.id} leaves possible"
         )
     if contest.beats(winner, one):
