@@ -20,6 +20,7 @@ import pytest
 from tritongen.cli import run
 from tritongen.cli.servers import Server, compose_command, find_server, is_served
 from tritongen.serving.container.compose import init
+from tritongen.serving.container.host import has_no_gpu
 from tritongen.serving.registry import SCHEMA, RunningServer, process_identity, record_path
 
 Listen = Callable[[], int]
@@ -148,6 +149,15 @@ def test_what_a_build_may_say_next(folder: Path, listen: Listen) -> None:
     assert compose_command(folder / "another") is None
     serve(folder, repository, listen())
     assert is_served(repository)
+
+
+def test_files_that_ask_for_a_gpu_are_no_advice_without_one(folder: Path) -> None:
+    repository = folder / "model_repository"
+    init(folder, repository, "gpu")
+    command = compose_command(repository)
+    assert (command is None) == has_no_gpu()
+    init(folder, repository, "cpu")
+    assert ("docker-compose.cpu.yml" in str(compose_command(repository))) == has_no_gpu()
 
 
 def test_a_given_address(folder: Path, listen: Listen) -> None:

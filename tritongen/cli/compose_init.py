@@ -40,7 +40,7 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
     from tritongen.errors import InputError
     from tritongen.repository.verify import model_names
     from tritongen.serving.container.compose import init, manifests_of, repository_of, up_command
-    from tritongen.serving.container.host import look_for_gpus
+    from tritongen.serving.container.host import has_no_gpu
     from tritongen.serving.container.launch import needs_gpu
 
     if repository is not None and not repository.is_dir():
@@ -58,7 +58,7 @@ def command(*, folder: Path, cpu: bool, repository: Path | None, force: bool) ->
         click.echo("The image is made from the wheels in docker/wheelhouse: see the README.md there.")
         if on_gpus := [manifest.name for manifest in manifests_of(repository) if needs_gpu(manifest)]:
             click.echo(f"warning: it serves no models for a GPU: {', '.join(on_gpus)}", err=True)
-    elif look_for_gpus() == ((), None):
+    elif has_no_gpu():
         click.echo(
             "warning: these files ask for a GPU, and this machine has none; without one: "
             "tritongen compose init --cpu",

@@ -73,13 +73,19 @@ def is_served(repository: Path) -> bool:
 
 
 def compose_command(repository: Path) -> str | None:
-    """What starts the server of a repository, where `tritongen compose init` has been here for it."""
+    """What starts the server of a repository, where `tritongen compose init` has been here for it.
+
+    None too where its files ask for a GPU and this machine has none.
+    """
     from tritongen.serving.container import compose
+    from tritongen.serving.container.host import has_no_gpu
 
     mounts_it = repository.resolve() == compose.repository_of(Path()).resolve()
     if not (mounts_it and compose.RECORD.is_file()):
         return None
-    return compose.up_command(cpu=not Path(compose.GPU_FILE).is_file())
+    if Path(compose.GPU_FILE).is_file() and not has_no_gpu():
+        return compose.up_command(cpu=False)
+    return compose.up_command(cpu=True) if Path(compose.CPU_FILE).is_file() else None
 
 
 def _own(server: RunningServer, url: str) -> Server:

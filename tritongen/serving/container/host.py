@@ -87,6 +87,11 @@ def look_for_gpus() -> tuple[tuple[Gpu, ...], str | None]:
     return (), f"nvidia-smi failed: {answer.last_line}"
 
 
+def has_no_gpu() -> bool:
+    """Whether this machine is known to have no GPU: files that ask for one cannot start here."""
+    return look_for_gpus() == ((), None)
+
+
 def container_gpus(engine: Engine | None) -> str | None:
     """How a container gets at the GPUs: by the nvidia runtime, by a CDI specification, or not (None)."""
     if engine is not None and "nvidia" in engine.runtimes:
