@@ -15,6 +15,8 @@ from typing import Any
 from tritongen.errors import InputError, TritongenError
 
 _CHUNK_BYTES = 1 << 20
+_LONGEST_TOLD = 300
+"""A name may have 255 bytes; a path that is usable is rarely longer than that."""
 
 
 def digest_files(paths: Iterable[Path]) -> str:
@@ -30,6 +32,12 @@ def digest_files(paths: Iterable[Path]) -> str:
 def digest_json(value: Any) -> str:
     """SHA-256 over the canonical JSON form of `value`, hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def shortened(path: str | Path) -> str:
+    """A path for a message: what is too long for any file system is cut in the middle."""
+    text = str(path)
+    return text if len(text) <= _LONGEST_TOLD else f"{text[:80]}…{text[-40:]} ({len(text)} characters)"
 
 
 def check_writable(path: Path) -> None:

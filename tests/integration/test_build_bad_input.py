@@ -139,6 +139,13 @@ def test_a_folder_that_cannot_be_written(work: Path, flag: str) -> None:
     assert not (work / ".tritongen").exists()
 
 
+@pytest.mark.parametrize("flag", ["--run-dir", "--repository"])
+def test_a_folder_whose_name_is_too_long(work: Path, flag: str) -> None:
+    message = refused(work, flag, "x" * 6000, code=ExitCode.USAGE, says="(6000 characters)")
+    assert f"choose a folder with a shorter name with {flag}" in message
+    assert "x" * 300 not in message
+
+
 def test_a_file_size_limit_is_a_full_disk(work: Path) -> None:
     models.save(models.linear(inputs=4, outputs=50_000), work / "linear.onnx")
 

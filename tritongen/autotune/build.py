@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritongen.errors import InputError, RequirementError, TritongenError
-from tritongen.files import digest_json
+from tritongen.files import digest_json, shortened
 from tritongen.runs import fingerprint
 from tritongen.runs.build import Build, ModelBuild, Preparation
 from tritongen.runs.events import Event, EventSink
@@ -330,6 +331,12 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"the folder of this build's files, {shortened(folder)}, cannot be made",
+                found=error.strerror,
+                fix="choose a folder with a shorter name with --run-dir",
+            ) from error
         in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
         raise (InputError if in_the_way else RequirementError)(
             f"a file of this build could not be read or written: {error.strerror or error}",

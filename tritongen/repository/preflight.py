@@ -39,7 +39,9 @@ def check_destination(spec: Spec, *, force: bool) -> None:
 
 def check_writable(repository: Path) -> None:
     """Make and remove an empty folder where the repository is or would be; nothing else is touched."""
-    if repository.is_dir():
+    with explained(repository, place=True):  # before Python 3.12, a name that is too long raises
+        there = repository.is_dir()
+    if there:
         with explained(repository):
             _try(staging_folder(repository).parent)
             if not os.access(repository, os.W_OK | os.X_OK):

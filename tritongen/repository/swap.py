@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tritongen.errors import InputError, RepositoryError, TritongenError
-from tritongen.files import sync
+from tritongen.files import shortened, sync
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -196,8 +196,9 @@ def explained(repository: Path, *, place: bool = False) -> Iterator[None]:
     except OSError as error:
         kind = InputError if place and error.errno in _NO_PLACE else RepositoryError
         raise kind(
-            f"the model repository {repository} could not be written; what was there before is untouched",
-            found=f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}",
+            f"the model repository {shortened(repository)} could not be written; "
+            "what was there before is untouched",
+            found=f"{error.strerror or error}{f' ({shortened(error.filename)})' if error.filename else ''}",
             fix=_FIXES.get(error.errno or 0, "check the disk and the permissions of the folder"),
         ) from error
 
