@@ -164,15 +164,18 @@ def _batch_sizes(text: str) -> dict[str, Any]:
 def _weights(flag: str, texts: tuple[str, ...]) -> dict[str, float]:
     from tritongen.errors import InputError
 
-    found = {}
+    found: dict[str, float] = {}
     for text in texts:
         name, _, weight = text.rpartition("=")
         try:
-            found[name] = float(weight)
+            share = float(weight)
         except ValueError:
             name = ""
         if not name:
             raise InputError(f"that is no {flag}", found=text, expected="MODEL=WEIGHT, as in bert=3")
+        if name in found:
+            raise InputError(f"{flag} names '{name}' twice", found=" ".join(texts), fix="give it one weight")
+        found[name] = share
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
@@ -48,6 +49,12 @@ def _objectives(ctx: click.Context, param: click.Parameter, texts: tuple[str, ..
     for text in texts:
         parse_slo(text)
     return texts
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:  # noqa: ARG001
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number of milliseconds")
+    return value
 
 
 models = click.argument(
@@ -113,7 +120,11 @@ slo = click.option(
     help="Promise such as 'p99<=20ms', 'error_rate<=0.1%', 'throughput>=500/s'; repeatable.",
 )
 p99_ms = click.option(
-    "--p99-ms", type=click.FloatRange(min=0, min_open=True), metavar="MS", help="Short for --slo 'p99<=MSms'."
+    "--p99-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    callback=_finite,
+    help="Short for --slo 'p99<=MSms'.",
 )
 calibration_data = click.option(
     "--calibration-data", metavar="DATA", help=".npz, .npy, a folder of them, or module:function."
