@@ -32,6 +32,11 @@ def test_the_largest_batch_must_fit_with_what_each_instance_takes(save_model: Sa
     proposed = re.search(r"--max-batch-size (\d+)", str(raised.value.fix))
     assert proposed is not None
     assert int(proposed[1]) == 32
+    with pytest.raises(SpecError, match="no recommendation") as raised:
+        check_largest_batch(graph, inputs, 2**31 - 1, instances=2, available=10**12)
+    proposed = re.search(r"--max-batch-size (\d+)", str(raised.value.fix))
+    assert proposed is not None
+    assert int(proposed[1]) * item <= 1 << 28
     with pytest.raises(SpecError, match=r"5,0\d\d GB") as raised:
         check_largest_batch(graph, inputs, 2**31 - 1, instances=2, available=10)
     assert "more memory" in str(raised.value.fix)

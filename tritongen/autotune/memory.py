@@ -15,6 +15,9 @@ from tritongen.runs.records import Machine
 from tritongen.shapes import ResolvedInput
 from tritongen.tensors import TensorSpec
 
+_LARGEST_ADVISED_BYTES = 1 << 28
+"""Inputs and outputs of a batch that is likely still measured in reasonable time."""
+
 _STRING_BYTES = 8
 """The least that a string takes: a pointer."""
 
@@ -63,14 +66,15 @@ def check_largest_batch(
     needed = item * max(1, largest)
     if needed <= available:
         return
-    half = available // 2 // item
-    fitting = 1 << (half.bit_length() - 1) if half else 0
+    most = min(available // 2 // item, max(1, _LARGEST_ADVISED_BYTES // item))
+    fitting = 1 << (most.bit_length() - 1) if most else 0
     raise SpecError(
         f"batches of {max(1, largest)} are more than the memory of this machine holds",
         found=f"at least {_gigabytes(needed)} for the inputs and outputs of one such batch "
         f"({item / 1e6:.3g} MB an item, {instances} instance{'s' * (instances != 1)} at once)",
         expected=f"at most {_gigabytes(available)}, which are free",
-        fix=f"use --max-batch-size {fitting} or less: the engine needs memory of its own"
+        fix=f"use --max-batch-size {fitting} at the very most, which is a bound by memory and no "
+        "recommendation: a batch takes longer the larger it is, and every power of 2 up to it is measured"
         if graph.batched and fitting
         else "use a machine with more memory, or smaller inputs (--shape)",
     )
