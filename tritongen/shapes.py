@@ -342,6 +342,16 @@ def proposal_source(spec: TensorSpec, graph: Graph) -> str:
         return "a guess, since nothing in the model tells"
     if graph.image_size is not None:
         return "from the model's metadata (imgsz)"
+    if graph.unusable_image_size is not None:
+        return (
+            f"a guess: imgsz in the model's metadata is {graph.unusable_image_size[:40]!r}, "
+            "which is no size of a picture"
+        )
+    if _has_fixed_side(spec):
+        open_axes = [axis for axis in spec.dynamic_axes if axis > 0 or not graph.batched]
+        return (
+            f"a guess for {', '.join(str(spec.shape[axis]) for axis in open_axes)}; the model tells the rest"
+        )
     return "a guess, since nothing in the model tells: usual for detectors; classifiers often take 224x224"
 
 
@@ -367,8 +377,7 @@ def _propose_size(spec: TensorSpec, axis: int, graph: Graph) -> int:
 
 
 def _propose_picture_size(spec: TensorSpec, axis: int, known: tuple[int, int] | None) -> int:
-    channels_last = spec.shape[-1] in (1, 3, 4)
-    height = spec.rank - (3 if channels_last else 2)
+    channels_last, height = _layout(spec)
     if axis == (spec.rank - 1 if channels_last else spec.rank > 3):  # noqa: PLR2004
         return 3
     if known is not None and axis in (height, height + 1):
@@ -377,6 +386,17 @@ def _propose_picture_size(spec: TensorSpec, axis: int, known: tuple[int, int] | 
     if fixed and not channels_last:  # text lines: a fixed height of 32 or 48, and a few hundred wide
         return 320
     return 640
+
+
+def _layout(spec: TensorSpec) -> tuple[bool, int]:
+    """Whether a picture's channels come last, and the axis of its height, which the width follows."""
+    channels_last = spec.shape[-1] in (1, 3, 4)
+    return channels_last, spec.rank - (3 if channels_last else 2)
+
+
+def _has_fixed_side(spec: TensorSpec) -> bool:
+    _, height = _layout(spec)
+    return any(isinstance(dim, int) for dim in spec.shape[height : height + 2])
 
 
 def lacks_sizes(spec: TensorSpec, graph: Graph) -> bool:

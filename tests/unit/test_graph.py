@@ -49,13 +49,17 @@ def test_describes_a_model(tmp_path: Path) -> None:
         ("[512]", (512, 512)),
         ("large", None),
         ("[0, 0]", None),
+        ("[0,-5]", None),
+        ("99999999", None),
     ],
 )
 def test_the_size_that_metadata_tell(text: str, size: tuple[int, int] | None, tmp_path: Path) -> None:
     proto = models.convolutional(size="any")
     helper.set_model_props(proto, {"task": "detect", "imgsz": text})
     assert inspect(proto, tmp_path).image_size == size
+    assert inspect(proto, tmp_path).unusable_image_size == (None if size else text)
     assert inspect(models.linear(), tmp_path).image_size is None
+    assert inspect(models.linear(), tmp_path).unusable_image_size is None
 
 
 def test_every_servable_model_is_accepted(servable_model: Path) -> None:

@@ -228,7 +228,6 @@ def test_data_tell_the_sizes() -> None:
     [
         (IMAGES, DECLARED, "images=3x640x640"),
         (spec("x", "N", "a", "b", 3), DECLARED, "x=640x640x3"),
-        (spec("x", "N", 3, 48, "w"), DECLARED, "x=3x48x320"),
         (spec("x", "N", "c", "h", "w"), ABSENT, "x=1x3x640x640"),
         (spec("ids", "N", "seq_len", dtype="int64"), DECLARED, "ids=128"),
         (spec("x", "batch_size"), ABSENT, "x=1"),
@@ -241,6 +240,22 @@ def test_proposals(tensor: TensorSpec, batch: BatchAxis, proposal: str) -> None:
     assert proposal_source(tensor, graph).startswith("a guess, since nothing in the model tells")
     name, text = split_assignment(proposal, "--shape")
     assert resolve_inputs(graph, {name: text}, {name: "0..1"} if tensor.dtype.is_integer else {})
+
+
+def test_only_what_the_model_leaves_open_is_called_a_guess() -> None:
+    line = spec("x", "N", 3, 48, "w")
+    assert propose_shape(line, graph_of(line)) == "x=3x48x320"
+    assert proposal_source(line, graph_of(line)) == "a guess for w; the model tells the rest"
+
+
+def test_metadata_that_are_ignored_are_named() -> None:
+    """On one line, since it becomes a comment in YAML."""
+    graph = replace(graph_of(IMAGES), unusable_image_size="[0,\n-5]" + "9" * 1000)
+    told = proposal_source(IMAGES, graph)
+    assert told.startswith(r"a guess: imgsz in the model's metadata is '[0,\n-5]999")
+    assert len(told.splitlines()) == 1
+    assert len(told) < 150
+    assert propose_shape(IMAGES, graph) == "images=3x640x640"
 
 
 # Value ranges

@@ -66,6 +66,8 @@ class Graph:
     """Inclusive range of integer inputs where the graph tells it (a Gather's table)."""
     image_size: tuple[int, int] | None = None
     """(height, width) that the model was exported for, by its metadata (`imgsz`, as in YOLO exports)."""
+    unusable_image_size: str | None = None
+    """What the metadata have under `imgsz` where that is no size of a picture."""
 
     @property
     def opset(self) -> int:

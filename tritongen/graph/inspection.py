@@ -52,6 +52,8 @@ def inspect(path: Path) -> Graph:
     outputs = tuple(_tensor(value, "output", path) for value in model.graph.output)
     _check_servable(inputs, outputs, path)
     check_valid(model, path)
+    imgsz = next((entry.value for entry in model.metadata_props if entry.key == "imgsz"), None)
+    size = _image_size(imgsz or "")
     files = [path, *(path.parent / name for name in external)]
     return Graph(
         path=path,
@@ -69,13 +71,13 @@ def inspect(path: Path) -> Graph:
         batch=propose_batch_axis(inputs, outputs),
         value_ranges={spec.name: ranges[spec.name] for spec in inputs
                       if spec.dtype.is_integer and spec.name in ranges},
-        image_size=_image_size(model),
+        image_size=size,
+        unusable_image_size=None if size else imgsz,
     )  # fmt: skip
 
 
-def _image_size(model: ModelProto) -> tuple[int, int] | None:
-    """From `imgsz: [height, width]` in the metadata, or one size for both."""
-    text = next((entry.value for entry in model.metadata_props if entry.key == "imgsz"), "")
+def _image_size(text: str) -> tuple[int, int] | None:
+    """From `imgsz: [height, width]`, or one size for both."""
     match = re.fullmatch(r"\s*[\[(]?\s*([1-9]\d{0,4})\s*(?:,\s*([1-9]\d{0,4})\s*)?[\])]?\s*", text)
     return (int(match[1]), int(match[2] or match[1])) if match else None
 
