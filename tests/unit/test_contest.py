@@ -67,7 +67,9 @@ def test_what_others_took_is_noise_however_narrow_the_interval() -> None:
         "the machine was busy: other processes had the processor for up to 50 % of the time while 1 of 2"
     )
     assert "±1 % at worst" in chosen.notes[0]
-    assert "--fresh" in chosen.notes[0]
+    disturbance, advice = chosen.notes[0].split(". ")
+    assert max(len(disturbance.split()), len(advice.split())) < 40
+    assert "--fresh" in advice
     assert not choose([SLOW_FP32, FAST_INT8]).notes
 
 

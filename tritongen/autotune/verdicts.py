@@ -167,12 +167,12 @@ def noise_note(contest: Contest) -> str | None:
     if seen:
         told = (
             f"the machine was busy: {', '.join(seen)} while {len(disturbed)} of {len(points)} compared "
-            f"points were measured, and medians are known to ±{100 * widest:.0f} % at worst"
+            f"points were measured; medians are known to ±{100 * widest:.0f} % at worst"
         )
     again = len(contest.comparisons)
     if again:
         told += f"; {again} pair{'s were' if again > 1 else ' was'} measured again in alternation"
     return (
-        f"{told}; what cannot be told apart counts as equal, and of equals the most exact, then the plainest "
-        "candidate is taken; `tritongen build --fresh` on a quiet machine measures again"
+        f"{told}. The candidate, its threads and instances and the largest batch may come out otherwise on a "
+        "quiet machine: accept that, or measure again there with `tritongen build --fresh`"
     )
