@@ -19,6 +19,7 @@ import pytest
 
 from tritongen.cli import run
 from tritongen.cli.servers import Server, compose_command, find_server, is_served
+from tritongen.errors import ServerError
 from tritongen.serving.container.compose import init
 from tritongen.serving.container.host import has_no_gpu
 from tritongen.serving.registry import SCHEMA, RunningServer, process_identity, record_path
@@ -132,6 +133,19 @@ def test_but_not_one_of_another_repository(folder: Path, listen: Listen) -> None
     serve(folder, folder.parent / "another", listen())
     assert find_server(None, None).url == f"http://127.0.0.1:{port}"
     assert find_server(None, folder.parent / "another").own
+
+
+def test_nor_where_this_folder_has_models_and_no_server_of_its_own(folder: Path, listen: Listen) -> None:
+    port = listen()
+    serve(folder, folder.parent / "another", port)
+    write_env(folder, port)  # also where it took the ports that are meant here
+    assert find_server(None, None).own
+    (folder / "model_repository" / "tiny").mkdir()
+    for repository in (None, Path("model_repository")):
+        with pytest.raises(ServerError, match="no server of model_repository runs") as caught:
+            find_server(None, repository)
+        assert f"another at http://127.0.0.1:{port}" in str(caught.value.found)
+    assert find_server(f"127.0.0.1:{port}", None).own
 
 
 def test_what_a_build_may_say_next(folder: Path, listen: Listen) -> None:

@@ -143,8 +143,9 @@ class TestRegistry:
         register(tmp_path, other)
         assert choose_server(tmp_path, None) == other
         register(tmp_path, server)
-        with pytest.raises(ServerError, match="several servers run"):
+        with pytest.raises(InputError, match="several servers run") as caught:
             choose_server(tmp_path, None)
+        assert "tritongen ps" in str(caught.value.fix)
         monkeypatch.chdir(tmp_path)
         assert choose_server(tmp_path, None) == server
         assert choose_server(tmp_path, Path("other")) == other

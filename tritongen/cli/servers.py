@@ -40,9 +40,11 @@ def find_server(url: str | None, repository: Path | None) -> Server:
     """The server at `url`, the one that serves `repository`, or the one that is meant where neither is given.
 
     Without an address: the server that `tritongen serve` runs for the repository (or the only one that it
-    runs); else the one of Compose: at the ports of ./triton.env, where Docker says, or at Triton's own.
+    runs, where no models are here); else the one of Compose: at the ports of ./triton.env, where Docker says,
+    or at Triton's own. ServerError if all that runs are servers of `tritongen serve` for other repositories.
     """
-    from tritongen.serving.registry import choose_server, running_servers, state_folder
+    from tritongen.errors import ServerError
+    from tritongen.serving.registry import choose_server, listing, running_servers, state_folder
 
     state = state_folder(os.environ)
     if url is not None:
@@ -51,15 +53,22 @@ def find_server(url: str | None, repository: Path | None) -> Server:
         running = next(known, None)
         return _own(running, url) if running else _given(url, wanted, repository)
     chosen = choose_server(state, repository)
-    if chosen is None:
-        return _composed(repository)
-    here = str(DEFAULT_REPOSITORY.resolve())
-    if repository is None and chosen.repository != here and DEFAULT_REPOSITORY.is_dir():
-        # The only one that `serve` runs is somebody else's, if a server answers for this very folder.
-        composed = _composed(None)
-        if _listens(composed.url):
-            return composed
-    return _own(chosen, chosen.http_url)
+    meant = repository or DEFAULT_REPOSITORY
+    is_here = chosen is not None and chosen.repository == str(meant.resolve())
+    if chosen is not None and (is_here or not meant.is_dir()):
+        return _own(chosen, chosen.http_url)
+    # What `serve` runs is somebody else's, if a server answers for this very folder.
+    composed, others = _composed(repository), running_servers(state)
+    is_other = composed.url in (each.http_url for each in others)
+    if not others or (_listens(composed.url) and not is_other):
+        return composed
+    if chosen is not None:
+        return _own(chosen, chosen.http_url)
+    raise ServerError(
+        f"no server of {meant} runs",
+        found=f"of other repositories: {listing(others)}",
+        fix="start it with `tritongen serve`, or give the address of another with --url",
+    )
 
 
 def is_served(repository: Path) -> bool:

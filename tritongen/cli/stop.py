@@ -23,8 +23,6 @@ def command(repository: Path | None, every: bool) -> int:
 
     state = state_folder(os.environ)
     running = running_servers(state)
-    if repository is None and any(DEFAULT_REPOSITORY.glob("*")):
-        repository = DEFAULT_REPOSITORY  # the only one that runs may be that of another project
     if every:
         chosen = running
     else:
@@ -38,7 +36,8 @@ def command(repository: Path | None, every: bool) -> int:
             fix="name its repository, or stop every server with --all",
         )
     if not chosen:
-        click.echo(f"no server of {repository} runs; but {listing(running)}" if running else "no server runs")
+        meant = repository or DEFAULT_REPOSITORY
+        click.echo(f"no server of {meant} runs; but {listing(running)}" if running else "no server runs")
     for server in chosen:
         _stop(state, server.pid, server.repository)
     return 0

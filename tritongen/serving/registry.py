@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tritongen.errors import RequirementError, ServerError
+from tritongen.errors import InputError, RequirementError
 from tritongen.files import write_text
 from tritongen.serving.supervisor import children
 
@@ -131,22 +131,22 @@ def find_server(state: Path, repository: Path) -> RunningServer | None:
 def choose_server(state: Path, repository: Path | None) -> RunningServer | None:
     """The server that a command without an address means, or None if none runs.
 
-    The server of `repository` if one is named; otherwise that of ./model_repository, or the only one that
-    runs. ServerError if several run and none of them is meant more than the others.
+    The server of `repository` if one is named; otherwise that of ./model_repository, or without models there
+    the only one that runs. InputError if several run and none of them is meant more than the others.
     """
     if repository is not None:
         return find_server(state, repository)
+    if own := find_server(state, DEFAULT_REPOSITORY):
+        return own
     servers = running_servers(state)
-    here = str(DEFAULT_REPOSITORY.resolve())
-    for server in servers:
-        if server.repository == here or len(servers) == 1:
-            return server
-    if not servers:
-        return None
-    raise ServerError(
+    if any(DEFAULT_REPOSITORY.glob("*")) or not servers:
+        return None  # what runs is of other projects
+    if len(servers) == 1:
+        return servers[0]
+    raise InputError(
         f"several servers run, and none of them serves ./{DEFAULT_REPOSITORY}",
         found=listing(servers),
-        fix="name the repository",
+        fix="name the repository of one of them; `tritongen ps` lists them",
     )
 
 
