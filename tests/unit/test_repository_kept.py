@@ -143,6 +143,17 @@ def test_what_was_built_but_not_served_stays_when_an_older_version_is_gone_back_
     assert write_version(tmp_path, 4).version == 4
 
 
+def test_what_may_be_served_stays_through_the_builds_after_a_reload(tmp_path: Path) -> None:
+    write_version(tmp_path, 1)
+    write_version(tmp_path, 2)
+    confirm(tmp_path / "repository", NAME, only(tmp_path), served=1)
+    kept = []
+    for seed in (3, 4, 5):
+        write_version(tmp_path, seed)
+        kept.append(versions(tmp_path))
+    assert kept == [[1, 2], [2, 3], [2, 4]]
+
+
 def test_a_refused_version_of_a_higher_number_stays_when_an_older_one_is_refused(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_version(tmp_path, seed)

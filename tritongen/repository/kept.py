@@ -5,6 +5,7 @@ No Triton looks there. Each has a folder of its own:
     .<repository>.kept/<model>.<version>/new        the model's folder, as it stood in the repository
                                         candidate   a file: `reload` has set it aside until it is checked
                                         rejected    a file with the reason: the server did not take it over
+                                        before      a file: it served until the last reload, not since
 
 Folders change places with the one in the repository by one system call, so that a kill at any moment leaves
 one of the two states whole; which version a folder holds is therefore read from its manifest, never its name.
@@ -33,7 +34,7 @@ STATE, ASIDE = "new", "old"
 SHADOW_MARK = "shadow.txt"
 """In a shadow's folder: tells it from a model that happens to have such a name."""
 _SHADOW_SUFFIX = ".reload"
-_CANDIDATE, _REJECTED = "candidate", "rejected"
+_CANDIDATE, _REJECTED, _BEFORE = "candidate", "rejected", "before"
 _MOST = 2
 """Replaced states per model: the first since a reload (a server may run it still), and the last."""
 
@@ -62,6 +63,11 @@ class Kept:
     def is_candidate(self) -> bool:
         """Whether a reload set it aside and was stopped before it decided."""
         return _read(self.slot / _CANDIDATE) == _identity(self.folder)
+
+    @property
+    def served_before(self) -> bool:
+        """Whether it served until the last reload, so that no server runs it still."""
+        return _read(self.slot / _BEFORE) == _identity(self.folder)
 
 
 def shadow_name(model: str) -> str:
@@ -142,9 +148,11 @@ def keep(folder: Path, repository: Path) -> None:
             if older.version == manifest.version and not older.is_candidate:
                 shutil.rmtree(older.slot)
         folder.rename(_new_slot(root, manifest) / STATE)
-        replaced = [each for each in kept_states(repository, manifest.name) if each.rejected is None]
-        for between in replaced[1 : 1 - _MOST]:
-            shutil.rmtree(between.slot)
+        useful = [each for each in kept_states(repository, manifest.name) if each.rejected is None]
+        replaced = [each for each in useful if not each.served_before]
+        surplus = [each for each in useful if each.served_before] if len(replaced) >= _MOST else []
+        for each in (*surplus, *replaced[1 : 1 - _MOST]):
+            shutil.rmtree(each.slot)
 
 
 def _new_slot(root: Path, manifest: Manifest) -> Path:
@@ -219,6 +227,8 @@ def confirm(repository: Path, name: str, before: Kept | None, *, served: int | N
                 _mark(slot, _CANDIDATE, None)
             else:
                 shutil.rmtree(slot)
+        if before is not None:
+            _mark(before.slot, _BEFORE, _identity(before.folder))
 
 
 def recover_kept(repository: Path) -> tuple[str, ...]:
