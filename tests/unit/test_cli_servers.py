@@ -148,6 +148,17 @@ def test_nor_where_this_folder_has_models_and_no_server_of_its_own(folder: Path,
     assert find_server(f"127.0.0.1:{port}", None).own
 
 
+def test_a_port_that_a_server_of_ours_has_is_refused_by_its_name(
+    folder: Path, listen: Listen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = listen()
+    serve(folder, folder.parent / "another", port)
+    assert run(["serve", "--metrics-port", str(port)]) == 1
+    stderr = capsys.readouterr().err
+    assert f"port {port} is taken" in stderr
+    assert f"by the server of {folder.parent / 'another'} at http://127.0.0.1:{port}" in stderr
+
+
 def test_what_a_build_may_say_next(folder: Path, listen: Listen) -> None:
     repository = folder / "model_repository"
     assert not is_served(repository)

@@ -14,6 +14,8 @@ import click
 from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tritongen.serving.embedded import EmbeddedServer
     from tritongen.serving.registry import RunningServer
 
@@ -82,6 +84,9 @@ def command(  # noqa: PLR0917  (click passes every option by position or name)
     repository, flags = _repository_and_flags((named, *words) if named else words)
     state = state_folder(os.environ)
     _refuse_second(state, repository)
+    _refuse_ports(
+        state, host, {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
+    )
     if background and log_file in (None, STDOUT):
         log_file = new_log(state, repository)
     to_stdout = log_file == STDOUT
@@ -145,6 +150,27 @@ def _refuse_second(state: Path, repository: Path) -> None:
             found=listing([running]),
             fix=f"use that one, or end it first: tritongen stop {shlex.quote(str(repository))}",
         )
+
+
+def _refuse_ports(state: Path, host: str, ports: Mapping[str, int]) -> None:
+    """RequirementError naming the server of ours that has one of `ports`; else `check` names the process."""
+    from urllib.parse import urlsplit
+
+    from tritongen.errors import RequirementError
+    from tritongen.serving.ports import dialled
+    from tritongen.serving.registry import listing, running_servers
+
+    for server in running_servers(state):
+        places = [urlsplit(url) for url in (server.http_url, server.grpc_url, server.metrics_url)]
+        taken = {place.port for place in places if place.hostname == dialled(host)}
+        for flag, port in ports.items():
+            if port in taken:
+                raise RequirementError(
+                    f"port {port} is taken",
+                    found=f"by the server of {listing([server])}",
+                    fix=f"tritongen stop {shlex.quote(server.repository)}, or choose another with {flag} "
+                    "(0: any free port)",
+                )
 
 
 def _keep(server: EmbeddedServer, state: Path) -> int:
