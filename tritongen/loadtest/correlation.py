@@ -65,6 +65,8 @@ def above_headroom(values: Values, limit: float) -> Values:
 
 def far_over(values: Values, limit: float) -> bool:
     """Whether swings ten times as large would not take a batch down to the limit: headroom's other side."""
+    if len(values) < BATCHES:
+        return False
     means = batch_means(values)
     return bool(means.min() - FURTHER * (means.max() - means.min()) >= limit)
 

@@ -21,6 +21,8 @@ from tritongen.slo import Slo
 
 UNANSWERED_ALLOWED = 0.005
 """A schedule counts as kept when at least 99.5 % of it was answered: arrivals swing by as much."""
+_HOPELESS = 0.5
+"""Of a promised throughput: where no slice of the window reaches it, slow swings are no excuse."""
 _MOST_SLOWNESS = 1000.0
 """A slice without any answer counts as that many times too slow."""
 
@@ -66,7 +68,8 @@ def missed_throughout(slo: Slo, evidence: Evidence, part: float) -> bool:
     """Whether most requests of every batch are over the limit, steadily, and no PASS can come any more.
 
     That is where this window, which is `part` of the longest one, has more requests over the limit than are
-    allowed in the whole of it. Latencies that fall or grow may be those of a server that gets warm.
+    allowed in the whole of it. Latencies that fall or grow may be those of a server that gets warm; where
+    nearly all requests of every batch are over the limit, only a fall towards it may.
     """
     found = _over(slo, evidence)
     if found is None or len(found[0]) < BATCHES:
@@ -74,9 +77,14 @@ def missed_throughout(slo: Slo, evidence: Evidence, part: float) -> bool:
     over, allowed = found
     values = np.minimum(evidence.samples.response_ms, evidence.timeout_ms)
     limit = slo.limit if slo.unit == "ms" else evidence.timeout_ms
-    steady = far_over(values, limit) or (evidence.warm_up.settled and not statistics.drifts(values))
-    throughout = bool(statistics.misses_always(batch_shares(over), allowed))
-    return steady and throughout and float(over.mean()) * part > allowed
+    shares = batch_shares(over)
+    if not statistics.misses_always(shares, allowed) or float(over.mean()) * part <= allowed:
+        return False
+    if far_over(values, limit):
+        return True
+    if float(shares.min()) >= statistics.NEARLY_ALL:
+        return not statistics.falls_towards(values, limit)
+    return evidence.warm_up.settled and not statistics.drifts(values)
 
 
 def _over(slo: Slo, evidence: Evidence) -> tuple[NDArray[np.bool_], float] | None:
@@ -193,7 +201,8 @@ def _judge_mean(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
     """A failed request counts as the time-out: its true time is at least that."""
     values = np.where(evidence.samples.ok, evidence.samples.response_ms, evidence.timeout_ms)
     judged = statistics.judge_mean(values, alpha, above_headroom(values, slo.limit))
-    outcome = _side(judged, slo, enough=len(values) >= statistics.FIRST_LOOK)
+    hopeless = far_over(values, slo.limit)
+    outcome = _side(judged, slo, enough=len(values) >= statistics.FIRST_LOOK, hopeless=hopeless)
     return _figure_objective(slo, outcome, judged, requests=len(values), alpha=alpha, unit="ms")
 
 
@@ -205,7 +214,9 @@ def _judge_throughput(slo: Slo, evidence: Evidence, alpha: float) -> Objective:
         # Less is worse here: the headroom is that of the time between two answers.
         swings = above_headroom(1 / np.maximum(rates, slo.limit / _MOST_SLOWNESS), 1 / slo.limit)
         judged = statistics.judge_mean(rates, alpha, 1 / swings)
-        outcome = _side(judged, slo, enough=answered >= statistics.FIRST_LOOK)
+        hopeless = bool(rates.max() < slo.limit * _HOPELESS) or far_over(-rates, -slo.limit)
+        enough = answered >= statistics.FIRST_LOOK
+        outcome = _side(judged, slo, enough=enough, hopeless=hopeless)
         return _figure_objective(slo, outcome, judged, requests=requests, alpha=alpha, unit=slo.unit)
     # An open loop offers a rate: the share of it that may go unanswered is what the promise leaves.
     offered = evidence.rate * items
@@ -227,16 +238,14 @@ def _completions_per_s(evidence: Evidence) -> NDArray[np.float64]:
     return np.asarray(counts / (evidence.seconds / BATCHES))
 
 
-def _side(judged: statistics.MeanJudgement, slo: Slo, *, enough: bool) -> Decision:
-    """On which side of the limit the whole interval lies."""
-    if not enough or judged.autocorrelation > NOTICED:
-        return Decision.UNDECIDED
+def _side(judged: statistics.MeanJudgement, slo: Slo, *, enough: bool, hopeless: bool) -> Decision:
+    """On which side of the limit the whole interval lies; `hopeless`: no slow swing reaches the other."""
     interval = judged.interval
-    if slo.holds(interval.low) and slo.holds(interval.high):
-        return Decision.PASS
-    if not slo.holds(interval.low) and not slo.holds(interval.high):
-        return Decision.FAIL
-    return Decision.UNDECIDED
+    low, high = slo.holds(interval.low), slo.holds(interval.high)
+    slow_swings = judged.autocorrelation > NOTICED
+    if not enough or low is not high or (slow_swings and (low or not hopeless)):
+        return Decision.UNDECIDED
+    return Decision.PASS if low else Decision.FAIL
 
 
 def _figure_objective(
@@ -245,9 +254,15 @@ def _figure_objective(
     low, high = judged.interval.low, judged.interval.high
     reason = f"measured {judged.mean:.4g} {unit}, true value between {low:.4g} and {high:.4g}"
     if outcome is Decision.UNDECIDED:
-        reason += ": cannot tell; run longer"
         if requests < statistics.FIRST_LOOK:
-            reason += f" (at least {statistics.FIRST_LOOK} requests)"
+            reason += f": cannot tell; run longer (at least {statistics.FIRST_LOOK} requests)"
+        elif judged.autocorrelation > NOTICED:
+            reason += (
+                " if it did not swing, but it swings more slowly than this run can average out: cannot tell; "
+                "run longer"
+            )
+        else:
+            reason += ": cannot tell; run longer"
     return Objective(
         slo=slo.text,
         outcome=outcome.value,

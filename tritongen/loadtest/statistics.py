@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tritongen.loadtest.correlation import (
     BATCHES,
+    FURTHER,
     NOTICED,
     TOO_SLOW,
     Values,
@@ -47,6 +48,8 @@ MOST_REQUESTS = 10**9
 """Beyond this nobody runs a test."""
 _TREND_Z = 3.3
 """One in a thousand for batch means without a trend."""
+NEARLY_ALL = 0.9
+"""Of the requests of a batch: with so many over a limit, its quickest tenth tells how far that is."""
 
 
 class Decision(str, Enum):
@@ -378,3 +381,18 @@ def trend(values: Values) -> float:
 def drifts(values: Values) -> bool:
     """Whether values rise or fall over the whole run, beyond what chance does."""
     return abs(trend(values)) > _TREND_Z
+
+
+def falls_towards(values: Values, limit: float) -> bool:
+    """Whether even the quickest requests get quicker, so much that ten times as much would keep the limit.
+
+    So does a server that gets warm or works off a backlog. The quickest tenth of each batch is asked, since
+    whatever else swings (neighbours, stalls, the sender) hardly moves it.
+    """
+    size = len(values) // BATCHES
+    if not size:
+        return False
+    rank = min(size - 1, int(size * (1 - NEARLY_ALL)))
+    floors = np.sort(values[: size * BATCHES].reshape(BATCHES, size), axis=1)[:, rank]
+    first, last = (float(np.median(part)) for part in (floors[: BATCHES // 4], floors[-BATCHES // 4 :]))
+    return trend(floors) < -_TREND_Z and last - FURTHER * (first - last) <= limit

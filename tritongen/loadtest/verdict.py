@@ -34,7 +34,7 @@ class Finding(Enum):
     """One thing that may be true of a run; several may be at once."""
 
     SERVER_GONE = "the server or the model stopped taking requests"
-    OUT_OF_REACH = "the sender was late, but not one answer came in time even from its real send"
+    OUT_OF_REACH = "the sender was late, but most answers missed a limit even from their real send"
     CLIENT_LIMITED = "the sender was late: what was offered is not what was asked for"
     UNANSWERED = "not one request was answered"
     MISSED = "an objective is missed"
@@ -107,7 +107,7 @@ def reach_verdict(evidence: Evidence, slos: Sequence[Slo], alpha: float = ALPHA)
     objectives = tuple(judge_objective(slo, evidence, share) for slo in slos)
     if evidence.early:
         objectives = tuple(map(_not_yet_passed, objectives))
-    findings = find(evidence, slos, objectives)
+    findings = find(evidence, slos, objectives, share)
     if not slos:
         return _without_objectives(findings)
     outcome, decisive = decide(findings)
@@ -119,7 +119,8 @@ def reach_verdict(evidence: Evidence, slos: Sequence[Slo], alpha: float = ALPHA)
     group = [f for f, result in TRUTH_TABLE[rows.index(decisive) :] if result is outcome and f in findings]
     reasons = group[:1] if decisive in _ALONE else group
     told = tuple(text for finding in reasons for text in findings[finding])
-    return Verdict(outcome, told, objectives, decisive=decisive)
+    lateness = findings.get(Finding.CLIENT_LIMITED, ()) if decisive is Finding.OUT_OF_REACH else ()
+    return Verdict(outcome, told, objectives, tuple(lateness), decisive)
 
 
 def plain_miss(evidence: Evidence, slos: Sequence[Slo], alpha: float, part: float) -> bool:
@@ -128,7 +129,7 @@ def plain_miss(evidence: Evidence, slos: Sequence[Slo], alpha: float, part: floa
     More than a FAIL is asked for: most requests miss all the time, so many that no PASS can come any more.
     """
     verdict = reach_verdict(evidence, slos, alpha)
-    return verdict.decisive is Finding.MISSED and any(
+    return verdict.decisive in (Finding.OUT_OF_REACH, Finding.MISSED) and any(
         judged.outcome == "fail" and missed_throughout(slo, evidence, part)
         for slo, judged in zip(slos, verdict.objectives, strict=True)
     )
@@ -145,7 +146,7 @@ def _without_objectives(findings: Mapping[Finding, Sequence[str]]) -> Verdict:
 
 
 def find(
-    evidence: Evidence, slos: Sequence[Slo], objectives: Sequence[Objective]
+    evidence: Evidence, slos: Sequence[Slo], objectives: Sequence[Objective], alpha: float = ALPHA
 ) -> dict[Finding, list[str]]:
     """Everything that stands against a PASS, each with its sentences."""
     late, overload = late_sends(evidence, slos), growing_backlog(evidence)
@@ -153,7 +154,7 @@ def find(
         Finding.SERVER_GONE: [f"the server stopped answering: {evidence.server_gone}"]
         if evidence.server_gone
         else [],
-        Finding.OUT_OF_REACH: out_of_reach(evidence, slos) if late else [],
+        Finding.OUT_OF_REACH: out_of_reach(evidence, slos, alpha) if late else [],
         Finding.CLIENT_LIMITED: [late] if late else [],
         Finding.UNANSWERED: ["not one request was answered"] if evidence.unanswered else [],
         Finding.MISSED: [_sentence(each) for each in objectives if each.outcome == "fail"],
