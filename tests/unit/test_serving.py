@@ -138,6 +138,10 @@ class TestRegistry:
     def test_chooses_the_one_that_is_meant(
         self, tmp_path: Path, server: RunningServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        elsewhere = tmp_path / "elsewhere" / "model_repository"
+        elsewhere.mkdir(parents=True)
+        (elsewhere / "README.md").touch()  # no model
+        monkeypatch.chdir(elsewhere.parent)
         assert choose_server(tmp_path, None) is None
         other = replace(server, repository=str(tmp_path / "other"))
         register(tmp_path, other)

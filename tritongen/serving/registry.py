@@ -139,7 +139,7 @@ def choose_server(state: Path, repository: Path | None) -> RunningServer | None:
     if own := find_server(state, DEFAULT_REPOSITORY):
         return own
     servers = running_servers(state)
-    if any(DEFAULT_REPOSITORY.glob("*")) or not servers:
+    if any(path.is_dir() for path in DEFAULT_REPOSITORY.glob("*")) or not servers:
         return None  # what runs is of other projects
     if len(servers) == 1:
         return servers[0]
