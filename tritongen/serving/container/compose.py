@@ -61,7 +61,7 @@ SETTINGS: dict[str, str] = {
 }
 """Those of triton.env that are the user's, as they are until somebody changes them."""
 REPOSITORY_VARIABLE = "MODEL_REPOSITORY"
-"""What the Compose files mount where nobody names another, in their own folder."""
+"""Names the repository that the Compose files mount; without it, the one in their own folder."""
 
 
 @dataclass(frozen=True)
