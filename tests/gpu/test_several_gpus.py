@@ -12,7 +12,7 @@ import pytest
 
 from tests.gpu.network import convolutional, sample
 from tests.gpu.test_plan_serving import CLOSE, SPEC, Server, passed, relative_l2
-from tritongen.autotune.build import usable_devices
+from tritongen.autotune.winner import usable_devices
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.engines.tensorrt import cuda
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from tests.conftest import SaveModel
-from tritongen.autotune.build import find_engine
+from tritongen.autotune.winner import find_engine
 from tritongen.engines import VARIANTS, engine_name, load_engine
 from tritongen.engines.onnxruntime import OnnxRuntimeEngine, providers
 from tritongen.engines.onnxruntime.probe import explained_failure, start_failure

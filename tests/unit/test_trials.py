@@ -11,12 +11,12 @@ import pytest
 
 from tests import models
 from tritongen.autotune.budget import Budget
-from tritongen.autotune.build import idle_settings, usable_devices
 from tritongen.autotune.candidates import search_space
 from tritongen.autotune.jobs import prepared_graph
 from tritongen.autotune.machine import current_machine
 from tritongen.autotune.stages import Setting, prepare_model
 from tritongen.autotune.trials import Search, run_trials
+from tritongen.autotune.winner import idle_settings, usable_devices
 from tritongen.engines import load_engine
 from tritongen.runs.events import Event
 from tritongen.runs.records import Candidate, Outcome

@@ -4,56 +4,28 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tritongen.errors import InputError, RequirementError, TritongenError
 from tritongen.files import digest_json, shortened
 from tritongen.runs import fingerprint
-from tritongen.runs.build import Build, ModelBuild, Preparation
+from tritongen.runs.build import Build, ModelBuild
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.journal import journal
 from tritongen.runs.lock import exclusive
-from tritongen.runs.records import Machine, Selection, Tradeoff, Trial
+from tritongen.runs.records import Machine
 from tritongen.runs.store import RunDirectory, read_record, write_record
 from tritongen.spec import ModelSpec, Spec, is_function
 
 if TYPE_CHECKING:
-    from tritongen.autotune.stages import Setting
-    from tritongen.engines import Engine
-    from tritongen.graph import Graph
-    from tritongen.shapes import ResolvedInput
+    from tritongen.autotune.winner import SelectedModel
 
 
 _LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class SelectedModel:
-    """All that is known of a model once its winner is chosen."""
-
-    name: str
-    spec: ModelSpec
-    graph: Graph
-    """With the batch axis confirmed or ruled out."""
-    inputs: tuple[ResolvedInput, ...]
-    selection: Selection
-    trials: Mapping[str, Trial]
-    """By candidate."""
-    engine: Engine
-    run: RunDirectory
-    adaptation: tuple[str, ...] = ()
-    """What was changed in the ONNX file for the serving target, one sentence each."""
-    tradeoffs: tuple[Tradeoff, ...] = ()
-    left_out: tuple[str, ...] = ()
-    """Candidates that did not fit into the build budget."""
-
-    @property
-    def winner(self) -> Trial:
-        return self.trials[self.selection.winner]
 
 
 @dataclass(frozen=True)
@@ -68,7 +40,7 @@ class Published:
 Adapt = Callable[[ModelSpec, RunDirectory], tuple[Path, tuple[str, ...]]]
 """The ONNX file in a form that the serving target reads, and what was changed for that."""
 
-Publish = Callable[[SelectedModel, EventSink], Published]
+Publish: TypeAlias = "Callable[[SelectedModel, EventSink], Published]"
 """Writes a selected model into the repository."""
 
 
@@ -135,6 +107,7 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
             pass  # an interrupted write, or a record of another version: build as usual
     from tritongen.autotune.changes import narrower_notes
     from tritongen.autotune.stages import Setting
+    from tritongen.autotune.winner import choose_winner
 
     with _writable(run, events) as recorded:
         run.fingerprint.unlink(missing_ok=True)
@@ -143,7 +116,8 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
         write_record(run.spec, model)
         path, adaptation = plan.adapt(model, run)
         readable = model.model_copy(update={"path": path})
-        selected, preparation = _select(Setting(name, readable, run, plan.machine, recorded, plan.effort))
+        setting = Setting(name, readable, run, plan.machine, recorded, plan.effort)
+        selected, preparation = choose_winner(setting)
         published = plan.publish(replace(selected, adaptation=adaptation), recorded)
         outcome = ModelBuild(
             name=name,
@@ -163,126 +137,6 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
         if roots is not None:
             write_record(run.fingerprint, fingerprint.take(settings, roots, published.folder))
     return outcome
-
-
-def _select(setting: Setting) -> tuple[SelectedModel, Preparation]:
-    """Inspect, prepare, try, compare, select."""
-    from tritongen.autotune import jobs, stages
-    from tritongen.autotune.budget import Budget
-    from tritongen.autotune.candidates import RANGES, search_space
-    from tritongen.autotune.changes import change_notes
-    from tritongen.autotune.follow_ups import instead_of_fp16, mixtures, second_builds
-    from tritongen.autotune.judging import Goal
-    from tritongen.autotune.parsing import accepting_engine
-    from tritongen.autotune.selection import select
-    from tritongen.autotune.tradeoff import tradeoffs
-    from tritongen.autotune.trials import Search, check_memory, run_trials
-    from tritongen.engines import engine_name
-    from tritongen.graph import inspect_model
-
-    name, spec, events = setting.name, setting.spec, setting.events
-    engine = find_engine(engine_name(spec.engine, spec.execution_provider))
-    inspect_model(spec.path)  # complain about the file before any process is started
-    engine, refusals = accepting_engine(setting, engine)
-    preparation = stages.prepare_model(setting)
-    graph = jobs.prepared_graph(spec, preparation)
-    largest = stages.largest_batch(spec, batched=graph.batched)
-    inputs = jobs.resolved_inputs(graph, preparation)
-    engine = engine.configured(spec, setting.effort).with_shapes(inputs, largest)
-    space = search_space(
-        engine,
-        graph,
-        precisions=spec.precision,
-        calibrated=preparation.calibration is not None,
-        validated=preparation.validation is not None,
-        has_reference=spec.accuracy.reference is not None,
-    )
-    devices, aside = usable_devices(engine.devices())
-    setting = replace(setting, devices=devices)
-    notes = [*change_notes(setting.run, engine.versions()), *refusals, *space.notes]
-    notes += [*_batching_notes(spec, graph), *idle_settings(spec, engine.name), *aside]
-    if any(RANGES in one.options for one in space.candidates):
-        notes += preparation.warnings
-    for note in notes:
-        events(Event("build", "note", note, name))
-    goal = Goal.of(spec)
-    budget = Budget(spec.build_budget_minutes)
-    search = Search(setting, engine, graph, preparation, budget)
-    check_memory(search)
-    tried = run_trials(search, space.candidates)
-    brain = instead_of_fp16(search, tried.trials)
-    mixed = mixtures(search, (*tried.trials, *brain.trials), goal)
-    varied = second_builds(search, (*tried.trials, *brain.trials, *mixed.trials), goal)
-    trials = (*tried.trials, *brain.trials, *mixed.trials, *varied.trials)
-    left_out = (*tried.left_out, *brain.left_out, *mixed.left_out, *varied.left_out)
-    more = [*mixed.notes, *filter(None, [budget.exceeded()])]
-    more += [budget.not_tried(left_out)] if left_out else []
-    for note in more:
-        events(Event("build", "note", note, name))
-    notes += more
-    selection = select(
-        trials,
-        objective=spec.objective,
-        slo=spec.slo,
-        max_batch_size=largest,
-        max_batch_size_is_asked_for=spec.max_batch_size is not None,
-        instances=spec.serving.instances,
-        comparisons=stages.compare_leaders(setting, trials, preparation, goal, budget),
-        notes=notes,
-    )
-    write_record(setting.run.selection, selection)
-    events(Event("select", "finished", f"{selection.winner}: {selection.reason}", name))
-    by_id = {trial.candidate.id: trial for trial in trials}
-    selected = SelectedModel(
-        name, spec, graph, inputs, selection, by_id, engine, setting.run,
-        tradeoffs=tradeoffs(trials, goal), left_out=left_out,
-    )  # fmt: skip
-    return selected, preparation
-
-
-def find_engine(wanted: str) -> Engine:
-    """The engine by its name, or the first usable one for "auto"; RequirementError if there is none."""
-    from tritongen.engines import ENGINE_NAMES, load_engine
-
-    reasons: list[str] = []
-    for name in ENGINE_NAMES if wanted == "auto" else (wanted,):
-        try:
-            engine = load_engine(name)
-        except RequirementError as error:
-            if wanted != "auto":
-                raise
-            reasons.append(error.message)
-            continue
-        reason = engine.unavailable_reason()
-        if reason is None:
-            return engine
-        reasons.append(reason)
-    raise RequirementError(
-        "no engine works on this machine" if wanted == "auto" else f"engine '{wanted}' does not work here",
-        found="; ".join(reasons),
-        fix="`tritongen doctor` names what is missing",
-    )
-
-
-def usable_devices(names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
-    """(over how many GPUs trials may be spread, what is to be said about it)."""
-    if len(set(names)) > 1:
-        told = f"{len(names)} GPUs of different models ({', '.join(names)}): only the first is used, since"
-        return 1, (f"{told} what one measures does not hold on another; CUDA_VISIBLE_DEVICES chooses",)
-    return max(1, len(names)), ((f"trials are spread over {len(names)} × {names[0]}",) if names[1:] else ())
-
-
-def _batching_notes(spec: ModelSpec, graph: Graph) -> Iterator[str]:
-    if not graph.batched and spec.max_batch_size:
-        yield f"max_batch_size {spec.max_batch_size} was asked for and is not used: {graph.batch.reason}"
-
-
-def idle_settings(spec: ModelSpec, engine: str) -> tuple[str, ...]:
-    """The note on settings of TensorRT's plans that another engine leaves aside."""
-    given = sorted(spec.tensorrt.model_dump(exclude_defaults=True))
-    if not given or engine == "tensorrt":
-        return ()
-    return (f"tensorrt: {', '.join(given)} without effect: the engine is {engine}",)
 
 
 def _settings(name: str, plan: Plan) -> str:

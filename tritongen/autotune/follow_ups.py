@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tritongen.autotune.candidates import RANGES, of_precision
@@ -14,7 +13,7 @@ from tritongen.autotune.mixing import FILENAME, held_nodes
 from tritongen.autotune.selection import selectable
 from tritongen.autotune.stages import in_child, largest_batch
 from tritongen.autotune.trial import recipe_of
-from tritongen.autotune.trials import Search, run_trials
+from tritongen.autotune.trials import Search, Tried, run_trials
 from tritongen.errors import DataError, RequirementError, SpecError, TritongenError
 from tritongen.files import digest_json
 from tritongen.precision.recipe import Int8Recipe
@@ -34,46 +33,35 @@ _MIXTURES = {"quick": 1, "normal": 2, "thorough": 4}
 """At most so many mixtures are built, by effort: the fewest blocks held, and more while the gate fails."""
 
 
-@dataclass(frozen=True)
-class FollowUp:
-    """What the second round brought."""
-
-    trials: tuple[Trial, ...] = ()
-    notes: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    """Candidates that did not fit into the budget."""
-
-
-def mixtures(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:
+def mixtures(search: Search, trials: Sequence[Trial], goal: Goal) -> Tried:
     """Where INT8 failed the gate: the INT8 candidate with the fewest blocks held in floating point.
 
     Nothing where INT8 passed or was not tried; a note where holding back cannot help.
     """
     base = base_for_mixing(search.engine, trials, goal)
     if base is None or isinstance(base, str):
-        return FollowUp(notes=(base,) if base else ())
+        return Tried(notes=(base,) if base else ())
     found = _sensitivity(search, base)
     if found is None:
-        return FollowUp(left_out=(f"mixtures of {base.candidate.id}",))
+        return Tried(left_out=(f"mixtures of {base.candidate.id}",))
     if isinstance(found, str):
-        return FollowUp(notes=(found,))
+        return Tried(notes=(found,))
     if found.held is None:
         rest = "FP32" if search.engine.name == "onnxruntime" else "FP16"
         count = len(found.blocks)
         why = f"no mixture of INT8 and {rest} passes: one block of {count} in INT8 already fails the gate"
-        return FollowUp(notes=(why,))
+        return Tried(notes=(why,))
     return _try(search, base, found)
 
 
-def instead_of_fp16(search: Search, trials: Sequence[Trial]) -> FollowUp:
+def instead_of_fp16(search: Search, trials: Sequence[Trial]) -> Tried:
     """BF16 where FP16 was tried and did not pass (it ends at 65,504), unless the spec lists precisions."""
     listed = search.setting.spec.precision is not None
     if listed or not fp16_fell_through(trials) or Precision.BF16 not in search.engine.precisions():
-        return FollowUp()
+        return Tried()
     search.setting.events(Event("build", "note", "fp16 did not pass: bf16 is tried", search.setting.name))
     candidates = of_precision(search.engine, search.graph, Precision.BF16)
-    tried = run_trials(search, candidates, fallback=False)
-    return FollowUp(tried.trials, left_out=tried.left_out)
+    return run_trials(search, candidates, fallback=False)
 
 
 def fp16_fell_through(trials: Sequence[Trial]) -> bool:
@@ -82,18 +70,17 @@ def fp16_fell_through(trials: Sequence[Trial]) -> bool:
     return bool(fp16) and not any(map(selectable, fp16))
 
 
-def second_builds(search: Search, trials: Sequence[Trial], goal: Goal) -> FollowUp:
+def second_builds(search: Search, trials: Sequence[Trial], goal: Goal) -> Tried:
     """Other builds of the leading candidate, as its engine proposes: fresh ones, and single tuning axes."""
     passed = [judge(trial, goal) for trial in trials if selectable(trial)]
     if not passed:
-        return FollowUp()
+        return Tried()
     leader = min(passed, key=rank).trial.candidate
     others = [
         leader.model_copy(update={"id": f"{leader.id}-{name}", "options": {**leader.options, **changes}})
         for name, changes in search.engine.variations(leader)
     ]
-    tried = run_trials(search, others, fallback=False)
-    return FollowUp(tried.trials, left_out=tried.left_out)
+    return run_trials(search, others, fallback=False)
 
 
 def base_for_mixing(engine: Engine, trials: Sequence[Trial], goal: Goal) -> Trial | str | None:
@@ -183,18 +170,17 @@ def _told(found: Sensitivity) -> str:
     return f"{found.held} of {len(found.blocks)} blocks must stay in floating point"
 
 
-def _try(search: Search, base: Trial, found: Sensitivity) -> FollowUp:
+def _try(search: Search, base: Trial, found: Sensitivity) -> Tried:
     """Build and measure mixtures, each holding back more, until one passes on the engine itself."""
-    trials: list[Trial] = []
+    tried = Tried()
     held = found.held or 1
     for _ in range(_MIXTURES[search.setting.effort]):
-        tried = run_trials(search, [mixed(base.candidate, found, held)], fallback=False)
-        trials += tried.trials
+        tried += run_trials(search, [mixed(base.candidate, found, held)], fallback=False)
         if tried.left_out or any(map(selectable, tried.trials)) or held >= len(found.blocks) - 1:
-            return FollowUp(tuple(trials), left_out=tried.left_out)
+            break
         # What passed in ONNX Runtime failed in the engine: half as many blocks more.
         held = min(len(found.blocks) - 1, max(held + 1, (3 * held + 1) // 2))
-    return FollowUp(tuple(trials))
+    return tried
 
 
 def mixed(base: Candidate, found: Sensitivity, held: int) -> Candidate:

@@ -42,9 +42,13 @@ _TRIAL_TIMEOUT_S = 3600.0
 class Tried:
     """What came of the candidates, in the order in which they were given."""
 
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial, ...] = ()
     left_out: tuple[str, ...] = ()
     """Candidates that did not fit into the budget."""
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, later: Tried) -> Tried:
+        return Tried(self.trials + later.trials, self.left_out + later.left_out, self.notes + later.notes)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from tritongen.cli.stopping import INTERRUPTED, until_stopped
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tritongen.autotune.build import Publish, Published, SelectedModel
+    from tritongen.autotune.build import Publish, Published
+    from tritongen.autotune.winner import SelectedModel
     from tritongen.runs.build import Build
     from tritongen.runs.events import Event, EventSink
     from tritongen.runs.store import RunDirectory
