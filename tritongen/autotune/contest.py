@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, judge, rank
+from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, judge, noise, rank
 from tritongen.runs.records import Comparison, Trial
 
 
@@ -100,12 +99,7 @@ class Contest:
         ratio = self.measured(one, other)
         if ratio is not None:
             return ratio.wins
-        return one.score > other.undisturbed_score * (1 + max(MIN_GAIN, noise(one, other)))
-
-
-def noise(one: Judged, other: Judged) -> float:
-    """Half-width of the 95 % interval of the ratio of two scores, from the spreads of both medians."""
-    return math.hypot(one.point.spread, other.point.spread)
+        return one.score > other.undisturbed_score * (1 + max(MIN_GAIN, noise(one.point, other.point)))
 
 
 def worth_comparing(one: Judged, other: Judged) -> bool:
@@ -115,7 +109,7 @@ def worth_comparing(one: Judged, other: Judged) -> bool:
     """
     if one is other or one.meets_slo != other.meets_slo:
         return False
-    spread = noise(one, other)
+    spread = noise(one.point, other.point)
     if one.precision is other.precision and max(spread, one.taken, other.taken) <= CLOSE:
         return False
     margin = 1 + max(CLOSE, 2 * spread)

@@ -124,8 +124,12 @@ def _batch_for_throughput(fitting: Sequence[LatencyPoint], goal: Goal) -> int:
 
 def _nearness(point: LatencyPoint, best: LatencyPoint) -> float:
     """How far a throughput may lie behind the best one and count as equal: by noise, within bounds."""
-    noise = max(math.hypot(point.spread, best.spread), point.cpu_taken or 0.0)
-    return min(max(NEAR_BEST, noise), CLOSE)
+    return min(max(NEAR_BEST, noise(point, best), point.cpu_taken or 0.0), CLOSE)
+
+
+def noise(one: LatencyPoint, other: LatencyPoint) -> float:
+    """Half-width of the 95 % interval of the ratio of two points, from the spreads of both medians."""
+    return math.hypot(one.spread, other.spread)
 
 
 def meets(point: LatencyPoint, slos: Sequence[Slo]) -> bool:

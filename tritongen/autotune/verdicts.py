@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tritongen.autotune.budget import TIMED_OUT
-from tritongen.autotune.contest import Contest, noise
+from tritongen.autotune.contest import Contest
 from tritongen.autotune.cpu_watch import DISTURBED
 from tritongen.autotune.gpu_watch import noise_in
-from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, exactness, more_exact
+from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, exactness, more_exact, noise
 from tritongen.errors import BuildError
 from tritongen.runs.records import Loser, Outcome, Trial
 from tritongen.spec import Precision
@@ -101,7 +101,7 @@ def _interval(one: Judged, other: Judged, contest: Contest) -> str:
     precedent = contest.precedent(one, other)
     if precedent is not None:
         return f"×{precedent.ratio.low:.2f} to ×{precedent.ratio.high:.2f}"
-    interval = f"±{100 * max(MIN_GAIN, noise(one, other)):.0f} %"
+    interval = f"±{100 * max(MIN_GAIN, noise(one.point, other.point)):.0f} %"
     taken = max(one.taken, other.taken)
     if taken > DISTURBED:
         interval += f", and other processes had the processor for up to {100 * taken:.0f} % of the time"
