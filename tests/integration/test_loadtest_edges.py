@@ -39,6 +39,13 @@ def test_an_answer_after_the_time_out_has_failed_even_if_nobody_gave_up_on_it_ye
             assert (report.answered, {each.cause for each in report.failures}) == (0, {"timed out"})
 
 
+def test_a_model_that_answers_some_requests_with_errors_is_measured_even_if_the_first_is_one() -> None:
+    with NullServer(lambda number, _: Act("answer" if number % 2 else "refuse")) as flaky:
+        for url in (flaky.http_url, flaky.grpc_url):
+            report = load(url, rate=40)
+            assert 0 < report.answered < report.requests
+
+
 def test_calls_in_flight_need_not_divide_by_the_workers(server: NullServer) -> None:
     report = load(server.http_url, concurrency=3, max_in_flight=3, workers=2, warmup_s=0.0)
     assert report.failures == ()

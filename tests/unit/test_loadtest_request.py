@@ -170,11 +170,29 @@ def test_addresses(url: str, protocol: Any, expected: Address) -> None:
         ("http://h:port", None),
         ("http://127.0.0.1:8000]", None),
         ('"quoted"', None),
+        ("http://h:8000/?x=1", None),
+        ("http://h:8000/#x", None),
     ],
 )
 def test_addresses_that_are_none(url: str, protocol: Any) -> None:
     with pytest.raises(InputError):
         parse_address(url, protocol)
+
+
+def test_an_address_tells_no_password() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_address("http://user:secret@h:8000")
+    assert "secret" not in str(caught.value)
+    assert "--token-env" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"seed": -1}, "--seed must not be negative"), ({"workers": 257}, "so many --workers")],
+)
+def test_numbers_that_cannot_be_used(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Settings("m", rate=10, **given).check()
 
 
 def test_a_promised_throughput_is_the_rate() -> None:

@@ -43,6 +43,11 @@ def test_a_longer_schedule_begins_with_the_shorter_one(
     assert np.array_equal(long[: len(short)], short)
 
 
+def test_a_rate_of_one_in_a_century_makes_no_request_soon() -> None:
+    """Its times do not fit into int64 as nanoseconds."""
+    assert len(open_loop(1e-9, 2, "poisson", 0)) == 0
+
+
 def test_a_constant_schedule_keeps_its_gaps() -> None:
     offsets_ns = open_loop(300, 2, "constant", 0)
     assert len(offsets_ns) == 600

@@ -18,18 +18,40 @@ from tritongen.loadtest.transport_grpc import CHANNEL_OPTIONS, METHOD
 from tritongen.loadtest.transport_h2 import H2Transport
 
 MOST_ANSWER_BYTES = 1 << 31
+_TRIES = 3
+"""A model that answers some requests with errors is to be measured, and not refused by chance."""
+_FIXES = (
+    ("decoupled", "it answers over gRPC streams only: --protocol grpc --streaming"),
+    ("correlation ID", "models of sequences cannot be tested: every request of a load test stands alone"),
+)
+"""What Triton says about a model that its first request does not suit, and what to do."""
+_FIX = "--data, --shape and --range change what is sent; if it is not that, read the server's log"
+
+
+class _RefusedError(ServerError):
+    """The model answered, with an error."""
 
 
 def probe(model: ServedModel, address: Address, request: bytes, timeout_s: float, job: Job) -> None:
-    """Send one ready-made request; ServerError with the server's words unless the answer is whole."""
+    """Send one ready-made request; ServerError with the server's words unless the answer is whole.
+
+    An error for an answer is taken only where it comes three times.
+    """
     exchange = _probe_grpc if address.protocol == "grpc" else _probe_http
-    outputs = exchange(model, address, request, timeout_s, job)
+    for attempt in range(1, _TRIES + 1):
+        try:
+            outputs = exchange(model, address, request, timeout_s, job)
+            break
+        except _RefusedError:
+            if attempt == _TRIES:
+                raise
     missing = [name for name in model.outputs if name not in outputs]
     if missing:
         raise ServerError(
             f"the answer of model '{model.name}' is incomplete",
             found=f"outputs {', '.join(outputs) or 'none'}",
             expected=", ".join(model.outputs),
+            fix="let the model return all outputs that its configuration names",
         )
 
 
@@ -129,11 +151,11 @@ def _error_text(body: bytes) -> str:
         return body[:300].decode("utf-8", "replace")
 
 
-def _refused(model: ServedModel, found: str) -> ServerError:
-    return ServerError(
-        f"model '{model.name}' did not answer the first request",
+def _refused(model: ServedModel, found: str) -> _RefusedError:
+    return _RefusedError(
+        f"model '{model.name}' answered the first request with an error",
         found=found,
-        fix="--data, --shape and --range change what is sent; if it is not that, read the server's log",
+        fix=next((fix for words, fix in _FIXES if words in found), _FIX),
     )
 
 

@@ -55,8 +55,8 @@ def open_loop(rate: float, duration_s: float, arrival: Arrival, seed: int) -> ND
         offsets = np.floor(np.arange(int(np.ceil(end_ns / gap_ns))) * gap_ns)
     else:
         offsets = _poisson(gap_ns, end_ns, seed)
-    offsets_ns = offsets.astype(np.int64)
-    return np.asarray(offsets_ns[: int(np.searchsorted(offsets_ns, end_ns))])
+    # Cut before the cast: at a very low rate the times that are left over do not fit into int64.
+    return np.asarray(offsets[: int(np.searchsorted(offsets, end_ns))].astype(np.int64))
 
 
 def shaped(shape: RateShape, duration_s: float, arrival: Arrival, seed: int) -> NDArray[np.int64]:

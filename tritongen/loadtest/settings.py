@@ -25,6 +25,8 @@ _LONGEST_WARMUP_S = 5.0
 _WARMUP_SHARE = 0.1
 _RATE_PER_WORKER = 2000.0
 _CONCURRENCY_PER_WORKER = 16
+_MOST_WORKERS = 256
+"""Each is a Python process; more would take longer to start than they are waited for."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,14 @@ class Settings:
         ):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be positive", found=f"{value:g}", expected="more than 0")
+        if self.seed < 0:
+            raise InputError("--seed must not be negative", found=str(self.seed), expected="0 or more")
+        if self.workers is not None and self.workers > _MOST_WORKERS:
+            raise InputError(
+                "so many --workers are of no use",
+                found=str(self.workers),
+                expected=f"at most {_MOST_WORKERS}, and no more than there are cores for them",
+            )
         if not 0 <= self.effective_warmup_s < self.duration_s:
             raise InputError(
                 "the warm-up leaves nothing to measure",

@@ -46,6 +46,13 @@ def parse_address(url: str, protocol: Protocol | None = None) -> Address:
             expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
             fix="for a Triton on this machine: --url http://127.0.0.1:8000",
         )
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InputError(
+            "an address with more than a host, a port and a path",
+            found="a user name or a password" if "@" in parts.netloc else f"?{parts.query or parts.fragment}",
+            expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
+            fix="credentials go into --token-env, --token-file or --header",
+        )
     if protocol is not None and scheme.removesuffix("s") != protocol:
         raise InputError(
             f"--protocol {protocol} and --url disagree",
