@@ -15,7 +15,8 @@ from tests.conftest import SaveModel
 from tests.repository_models import to_write
 from tests.unit.test_loadtest_report import report
 from tritongen.cli import proofs, run
-from tritongen.cli.loadtest import _check_outputs, _durations, _show
+from tritongen.cli.loadtest import _check_outputs, _show
+from tritongen.cli.loadtest_settings import _durations
 from tritongen.errors import InputError, TritongenError
 from tritongen.loadtest.sample_export import check_samples_file, write_samples
 from tritongen.loadtest.samples import DTYPE, OK, TIMEOUT, NoRoomError, SampleFile, Samples, read_rows

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tritongen.cli import loadtest as command
+from tritongen.cli.loadtest import _seconds
+from tritongen.cli.loadtest_settings import _known_ranges, _known_shapes
 from tritongen.loadtest import samples
 from tritongen.loadtest.inputs import Inputs
 from tritongen.loadtest.record import Measurement, Subject, make_report
@@ -157,22 +158,22 @@ def test_a_manifest_gives_sizes_and_ranges() -> None:
     )
     known: dict[str, Any] = {"name": "bert", "inputs": inputs}
     manifest = Manifest.model_construct(**known)
-    assert command._known_shapes({}, manifest) == {"bert:ids": "128"}
-    assert command._known_ranges({}, manifest) == {"bert:ids": "0..99"}
-    assert command._known_shapes({}, None) == command._known_ranges({}, None) == {}
+    assert _known_shapes({}, manifest) == {"bert:ids": "128"}
+    assert _known_ranges({}, manifest) == {"bert:ids": "0..99"}
+    assert _known_shapes({}, None) == _known_ranges({}, None) == {}
     other = InputEntry(name="ids", dtype="INT64", dims=(-1,), opt_shape=(7,), value_range=(0, 5), **entry)
     others: dict[str, Any] = {"name": "gpt", "inputs": (other, other.model_copy(update={"name": "more"}))}
     mixed = Manifest.model_construct(**others)
     known_shapes = {"gpt:ids": "7", "gpt:more": "7", "bert:ids": "128"}
-    assert command._known_shapes({}, mixed, None, manifest) == known_shapes
-    assert command._known_shapes({"ids": "9"}, mixed, manifest) == {"gpt:more": "7"}
+    assert _known_shapes({}, mixed, None, manifest) == known_shapes
+    assert _known_shapes({"ids": "9"}, mixed, manifest) == {"gpt:more": "7"}
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("60", 60), ("60s", 60), ("500ms", 0.5), ("2m", 120), ("1.5 min", 90), ("1h", 3600)]
 )
 def test_times(text: str, seconds: float) -> None:
-    assert command._seconds(None, None, text) == seconds  # type: ignore[arg-type]
+    assert _seconds(None, None, text) == seconds  # type: ignore[arg-type]
 
 
 def test_what_was_offered_is_said_as_it_was_asked_for() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,17 +123,6 @@ def load_settings(
         "shared_memory": shared_memory,
         **same,
     }
-
-
-def varying_duration(settings: Mapping[str, Any], given_s: float | None) -> dict[str, Any] | None:
-    """The length of a run whose rate changes or comes from a trace, which no look may shorten; else None."""
-    from tritongen.loadtest.settings import DEFAULT_DURATION_S
-
-    trace = settings["trace"]
-    if trace is None and settings.get("rate_shape") is None:
-        return None
-    usual = DEFAULT_DURATION_S if trace is None else trace[-1].offset_s * (1 + 1 / len(trace)) + 0.001
-    return {"duration_s": given_s or usual, "min_duration_s": None}
 
 
 def _rate(text: str | None) -> dict[str, Any]:

@@ -14,15 +14,9 @@ from tritongen.cli.sections import SectionedCommand
 from tritongen.cli.stopping import INTERRUPTED, until_stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from tritongen.loadtest.settings import Settings
-    from tritongen.repository.manifest import InputEntry, Manifest
     from tritongen.runs.loadtest import LoadReport
     from tritongen.runs.peak import PeakReport
 
-_SEARCH_LEAST_S, _SEARCH_MOST_S = 15.0, 60.0
-"""A search makes up to sixteen probes."""
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -176,12 +170,13 @@ def command(
 
 def _search(flags: dict[str, Any], json_file: Path | None, svg: Path | None) -> int:
     from tritongen.autotune.machine import current_machine
+    from tritongen.cli.loadtest_settings import settings_of
     from tritongen.loadtest.peak import find_max
     from tritongen.loadtest.verdict import EXIT_CODES
     from tritongen.report.console import console
     from tritongen.report.terminal import progress
 
-    settings, _ = _settings(find_max=True, **flags)
+    settings, _ = settings_of(find_max=True, **flags)
     with progress(console(stderr=True)) as events:
         peak = find_max(settings, events=events, machine=current_machine())
     _show_peak(peak, json_file, svg)
@@ -196,13 +191,14 @@ def _test(
     prometheus: Path | None,
 ) -> int:
     from tritongen.autotune.machine import current_machine
+    from tritongen.cli.loadtest_settings import settings_of
     from tritongen.loadtest.run import measure
     from tritongen.loadtest.sample_export import write_samples
     from tritongen.loadtest.verdict import EXIT_CODES
     from tritongen.report.console import console
     from tritongen.report.terminal import progress
 
-    settings, repository = _settings(find_max=False, **flags)
+    settings, repository = settings_of(find_max=False, **flags)
     with progress(console(stderr=True)) as events:
         report, measured = measure(settings, events=events, machine=current_machine(), samples_file=samples)
     recorded = None
@@ -271,126 +267,3 @@ def _show_or_write(report: LoadReport | PeakReport, text: str, json_file: Path |
     click.echo(record if json_file == Path("-") else text)
     if json_file is not None and json_file != Path("-"):
         write_output(json_file, record + "\n")
-
-
-def _durations(
-    duration: float | None, least: float | None, most: float | None, *, objectives: bool, find_max: bool
-) -> dict[str, Any]:
-    """The run's length, and from when on looks may end it, from the three flags."""
-    from tritongen.errors import InputError
-    from tritongen.loadtest import settings
-
-    if duration is not None:
-        if least is not None or most is not None:
-            raise InputError(
-                "two kinds of duration at once",
-                found="--duration with --min-duration or --max-duration",
-                fix="--duration runs exactly that long; the other two end as soon as the verdict is clear",
-            )
-        return {"duration_s": duration, "min_duration_s": None}
-    if not objectives:
-        return {"duration_s": most or least or settings.DEFAULT_DURATION_S, "min_duration_s": None}
-    usual = (_SEARCH_LEAST_S, _SEARCH_MOST_S) if find_max else (60.0, settings.DEFAULT_MAX_DURATION_S)
-    shortest = least if least is not None else min(usual[0], most or usual[0])
-    longest = most if most is not None else max(usual[1], 2 * shortest)
-    if longest < shortest:
-        raise InputError("--max-duration is below --min-duration", found=f"{longest:g}s and {shortest:g}s")
-    return {"duration_s": longest, "min_duration_s": shortest}
-
-
-def _settings(
-    *,
-    model: str,
-    url: str | None,
-    protocol: Any,
-    repository: Path | None,
-    slo: tuple[str, ...],
-    p99_ms: float | None,
-    shapes: dict[str, str],
-    ranges: dict[str, str],
-    duration: float | None,
-    min_duration: float | None,
-    max_duration: float | None,
-    find_max: bool,
-    metrics_url: str | None,
-    warmup: float | None,
-    timeout: float,
-    **same: Any,
-) -> tuple[Settings, Path | None]:
-    """The settings that flags, the running server's record and the model's manifest add up to.
-
-    And the repository that our own server serves, where it is the one under test.
-    """
-    from tritongen.cli.servers import find_server
-    from tritongen.errors import InputError
-    from tritongen.loadtest.settings import Settings
-    from tritongen.slo import parse_slo
-
-    offered = load_options.load_settings(**same)
-    lengths = load_options.varying_duration(offered, duration or max_duration)
-    if lengths is not None and find_max:
-        raise InputError("a search tries steady rates", found="a rate that changes", fix="give one --rate")
-    if lengths is not None and min_duration is not None:
-        raise InputError(
-            "a run whose rate changes is judged once, at its end",
-            found="--min-duration",
-            fix="leave it away: --duration is how long it takes",
-        )
-    server = find_server(url, repository)
-    manifest = _manifest(model, server.repository)
-    mixed = [_manifest(name, server.repository) for name in offered["mix"]]
-    promised = (*slo, *([f"p99<={p99_ms:.15g}ms"] if p99_ms is not None else []))
-    if not promised and manifest is not None:
-        promised = manifest.slo
-    settings = Settings(
-        model=model,
-        url=url or server.address(protocol),
-        protocol=protocol,
-        slos=tuple(parse_slo(text) for text in promised),
-        shapes={**_known_shapes(shapes, *mixed, manifest), **shapes},
-        ranges={**_known_ranges(ranges, *mixed, manifest), **ranges},
-        **(
-            lengths
-            or _durations(duration, min_duration, max_duration, objectives=bool(promised), find_max=find_max)
-        ),
-        metrics_url=metrics_url or server.metrics_url,
-        warmup_s=warmup,
-        timeout_s=timeout,
-        **offered,
-    )
-    return settings, server.repository if server.own else None
-
-
-def _manifest(model: str, repository: Path | None) -> Manifest | None:
-    """What tritongen wrote down about the model, if it built it and the repository is at hand."""
-    from tritongen.repository.manifest import FILENAME, read_manifest
-
-    if repository is None or not (repository / model / FILENAME).is_file():
-        return None
-    return read_manifest(repository / model)
-
-
-def _known_shapes(given: Mapping[str, str], *manifests: Manifest | None) -> dict[str, str]:
-    """The usual sizes of inputs with dynamic axes, by MODEL:INPUT, unless INPUT is given."""
-    return {
-        name: "x".join(map(str, each.opt_shape))
-        for name, each in _inputs(manifests, given)
-        if -1 in each.dims and each.opt_shape
-    }
-
-
-def _known_ranges(given: Mapping[str, str], *manifests: Manifest | None) -> dict[str, str]:
-    return {
-        name: f"{each.value_range[0]}..{each.value_range[1]}"
-        for name, each in _inputs(manifests, given)
-        if each.value_range is not None
-    }
-
-
-def _inputs(
-    manifests: Iterable[Manifest | None], given: Mapping[str, str]
-) -> Iterator[tuple[str, InputEntry]]:
-    for manifest in filter(None, manifests):
-        for each in manifest.inputs:
-            if each.name not in given:
-                yield f"{manifest.name}:{each.name}", each
