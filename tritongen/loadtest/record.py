@@ -13,7 +13,7 @@ from tritongen.loadtest.samples import Samples
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.target import Address, ServedModel
 from tritongen.loadtest.verdict import Verdict, reach_verdict
-from tritongen.runs.loadtest import GpuFigures, Load, LoadReport, LookResult, ServerFigures
+from tritongen.runs.loadtest import GpuFigures, Load, LoadReport, LookResult, ServerFigures, Waterfall
 from tritongen.runs.records import Machine
 from tritongen.serving.statistics import ModelStatistics
 
@@ -82,18 +82,7 @@ def make_report(
         summary.latency(values, percents) for values in (response_ms, measured.service_ms, measured.lag_ms)
     )
     own = _counted(measurement.samples, evidence, subject.own_requests)
-    parts = explain.waterfall(summary.latency(own.lag_ms).mean, summary.latency(own.service_ms).mean, figures)
-    limit = None
-    if figures is not None and parts is not None:
-        scene = Scene(
-            parts,
-            figures,
-            subject.knobs,
-            float(own.rows["batch"].mean()),
-            grpc=subject.address.protocol == "grpc",
-            shared_memory=settings.shared_memory is not None,
-        )
-        limit = explain.bottleneck(scene)
+    parts, bottleneck = _explained(settings, subject, own, figures)
     return LoadReport(
         model=subject.model.name,
         version=subject.model.version or None,
@@ -121,7 +110,7 @@ def make_report(
         server_figures=figures,
         server_figures_note=None if figures else _missing_figures(measurement),
         waterfall=parts,
-        bottleneck=limit,
+        bottleneck=bottleneck,
         looks=(*measurement.looks, *last_look),
         series=summary.series(
             summary.finished(measurement.samples),
@@ -165,6 +154,24 @@ def _counted(samples: Samples, evidence: Evidence, own_requests: int) -> Samples
     rows = samples.rows
     there = (rows["done_ns"] >= evidence.start_ns) & (rows["done_ns"] < evidence.end_ns)
     return Samples(rows[there & samples.ok & (rows["request"] < own_requests)])
+
+
+def _explained(
+    settings: Settings, subject: Subject, own: Samples, figures: ServerFigures | None
+) -> tuple[Waterfall | None, str | None]:
+    """Where the response time of `own` goes, and what takes most of it; None if the server does not tell."""
+    parts = explain.waterfall(summary.latency(own.lag_ms).mean, summary.latency(own.service_ms).mean, figures)
+    if figures is None or parts is None:
+        return parts, None
+    scene = Scene(
+        parts,
+        figures,
+        subject.knobs,
+        float(own.rows["batch"].mean()),
+        grpc=subject.address.protocol == "grpc",
+        shared_memory=settings.shared_memory is not None,
+    )
+    return parts, explain.bottleneck(scene)
 
 
 def _figures(measurement: Measurement) -> ServerFigures | None:
