@@ -217,6 +217,16 @@ def test_only_what_more_requests_may_settle_goes_on() -> None:
     assert not reach_verdict(evidence(BORDER), [P99]).final
 
 
+def test_one_freeze_in_a_short_run_says_that_it_swings_and_not_that_a_pass_takes_more() -> None:
+    latency = mixed(640, 0.0)
+    latency[200:310] = np.linspace(2400, 30, 110)
+    judged = judge_objective(P99, evidence(latency))
+    assert judged.outcome == "undecided"
+    assert "swing more slowly than this run can average out" in judged.reason
+    assert "confidence if it did not swing" in judged.reason
+    assert "a PASS takes" not in judged.reason
+
+
 def test_freezes_are_neither_warm_up_nor_drift() -> None:
     """Half a second every ten, of a minute at 1000/s: one request in twenty waits a quarter second."""
     clock = np.arange(60_000) / RATE

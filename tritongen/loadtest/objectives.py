@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritongen.loadtest import statistics
-from tritongen.loadtest.correlation import BATCHES, NOTICED, above_headroom, batch_shares, far_over
+from tritongen.loadtest.correlation import BATCHES, NOTICED, TOO_SLOW, above_headroom, batch_shares, far_over
 from tritongen.loadtest.evidence import Evidence, growing_backlog
 from tritongen.loadtest.statistics import ALPHA, Decision, ShareJudgement
 from tritongen.runs.loadtest import Objective
@@ -108,7 +108,9 @@ def _share_objective(
         words += f"; cannot tell, since {judged.reason}"
         if confidence is not None:
             side = "met" if judged.share <= allowed else "missed"
-            words += f" ({side} with {confidence:.1%} confidence, {1 - judged.alpha:.2%} is asked for)"
+            swings = judged.autocorrelation > (TOO_SLOW if judged.share <= allowed else NOTICED)
+            words += f" ({side} with {confidence:.1%} confidence{' if it did not swing' if swings else ''}, "
+            words += f"{1 - judged.alpha:.2%} is asked for)"
         words += _how_long(needed, judged.requests, evidence)
     return Objective(
         slo=slo.text,

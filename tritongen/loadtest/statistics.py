@@ -263,7 +263,7 @@ def _reason(decision: Decision, requests: int, lag_1: float, *, within: bool) ->
         return "even the upper bound is within what is allowed"
     if decision is Decision.FAIL:
         return "even the lower bound is over what is allowed"
-    if requests < FIRST_LOOK:
+    if within and requests < FIRST_LOOK:
         return f"a PASS takes at least {FIRST_LOOK} requests"
     if lag_1 > (TOO_SLOW if within else NOTICED):
         return "latencies swing more slowly than this run can average out"
