@@ -190,6 +190,8 @@ def test_what_was_offered_is_said_as_it_was_asked_for() -> None:
 
 
 def test_an_interval_without_an_end_says_so() -> None:
+    few = render(report("p99<=20ms").model_copy(update={"p99_interval_ms": (0.0, None)}))
+    assert "confidence interval of the response P99: too few requests for one" in few
     text = render(report("p99<=20ms").model_copy(update={"p99_interval_ms": (1.0, None)}))
     assert "from 1.000 ms, no upper bound yet" in text
 

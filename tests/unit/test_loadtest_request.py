@@ -188,7 +188,12 @@ def test_an_address_tells_no_password() -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"seed": -1}, "--seed must not be negative"), ({"workers": 257}, "so many --workers")],
+    [
+        ({"seed": -1}, "--seed must not be negative"),
+        ({"workers": 257}, "so many --workers"),
+        ({"metrics_url": "foo"}, "'foo' is not the address"),
+        ({"metrics_url": "http://h:99999/metrics"}, "is not the address"),
+    ],
 )
 def test_numbers_that_cannot_be_used(given: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):

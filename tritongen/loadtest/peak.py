@@ -75,7 +75,7 @@ def _prober(
         found = summarize_probe(report, request)
         what = "confirmation at" if request.confirms else "at"
         p99 = "-" if found.p99_ms is None else f"{found.p99_ms:.3g} ms"
-        text = f"{what} {request.rate:.4g} requests/s: {found.outcome.value}, P99 {p99}"
+        text = f"{what} {request.rate:.6g} requests/s: {found.outcome.value}, P99 {p99}"
         events(Event("loadtest", "finished", text))
         return found
 

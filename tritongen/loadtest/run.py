@@ -100,7 +100,7 @@ def _uncompressed(access: Access) -> Access:
 
 def _announcement(settings: Settings, model: ServedModel, inputs: Inputs) -> str:
     rate = settings.offered_rate
-    load = f"{rate:.4g} requests/s" if rate is not None else f"{settings.effective_concurrency} in flight"
+    load = f"{rate:.6g} requests/s" if rate is not None else f"{settings.effective_concurrency} in flight"
     if settings.rate_shape is not None:
         load = f"{settings.rate_shape.text} requests/s"
     return f"{load} for {settings.duration_s:g} s to {model.name} ({model.server}), inputs: {inputs.source}"

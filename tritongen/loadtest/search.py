@@ -108,7 +108,7 @@ class _Search:
                 self.failed = rate
             rate /= 2
         else:
-            raise _Ended(f"nothing passed down to {rate * 2:.4g} requests/s")
+            raise _Ended(f"nothing passed down to {rate * 2:.6g} requests/s")
         while self.failed is None:
             rate *= 2
             outcome = self._try(rate)
@@ -127,7 +127,7 @@ class _Search:
             middle = inside[-1] if inside else math.sqrt(self.passed * self.failed)
             if inside or not self._narrow(middle):
                 self._close_in(middle, tolerance)
-                raise _Ended(f"no clear verdict at {middle:.4g} requests/s, inside the bracket")
+                raise _Ended(f"no clear verdict at {middle:.6g} requests/s, inside the bracket")
 
     def uncertainty(self, tolerance: float) -> str:
         """How wide the bracket is, where that is more than was wanted."""
@@ -171,9 +171,9 @@ class _Search:
             except _Ended as ending:
                 return False, f"no confirmation: {ending}"
             if outcome is LoadOutcome.PASS:
-                return True, f"confirmed with fresh seeds at {self.passed:.4g} requests/s"
+                return True, f"confirmed with fresh seeds at {self.passed:.6g} requests/s"
             if outcome is not LoadOutcome.FAIL:
-                told = f"the confirmations down to {self.passed:.4g} requests/s could not tell"
+                told = f"the confirmations down to {self.passed:.6g} requests/s could not tell"
                 if attempt + 1 == MOST_CONFIRMATIONS:
                     self.passed = highest
                     return False, told
@@ -206,7 +206,7 @@ class _Search:
             raise _Stopped("stopped by the user")
         self.probes.append(found)
         if found.outcome is LoadOutcome.ERROR:
-            raise _Stopped(f"at {rate:.4g} requests/s: {found.reason}")
+            raise _Stopped(f"at {rate:.6g} requests/s: {found.reason}")
         if found.outcome is LoadOutcome.INVALID and found.requests < FIRST_LOOK:
             raise _Ended(
                 f"{found.requests} requests at {rate:.4g}/s are too few for a verdict "

@@ -13,6 +13,7 @@ from tritongen.loadtest.shape import RateShape
 from tritongen.loadtest.statistics import ALPHA
 from tritongen.loadtest.trace import Arrival as TraceArrival
 from tritongen.serving.access import PLAIN, Access
+from tritongen.serving.control import check_metrics_url
 from tritongen.slo import Slo
 
 DEFAULT_DURATION_S = 60.0
@@ -181,6 +182,8 @@ class Settings:
             )
         self._check_loop()
         self.access.check()
+        if self.metrics_url is not None:
+            check_metrics_url(self.metrics_url)
 
     def _given_loads(self) -> list[str]:
         rate = self.rate_shape.text if self.rate_shape else f"{self.rate:g}" if self.rate else None

@@ -54,9 +54,9 @@ def _offered(load: Load) -> str:
     if load.mode == "concurrency":
         return f"{load.concurrency} in flight (closed loop)"
     if load.trace_requests is not None:
-        return f"a trace of {load.trace_requests} requests (mean {load.rate:.4g}/s, open loop)"
+        return f"a trace of {load.trace_requests} requests (mean {load.rate:.6g}/s, open loop)"
     if load.shape is not None:
-        return f"{load.shape} requests/s (mean {load.rate:.4g}/s, {load.arrival}, open loop)"
+        return f"{load.shape} requests/s (mean {load.rate:.6g}/s, {load.arrival}, open loop)"
     return f"{load.rate:g} requests/s ({load.arrival}, open loop)"
 
 
@@ -86,6 +86,8 @@ def _latencies(report: LoadReport) -> Iterator[str]:
 def _interval(low: float | None, high: float | None) -> str:
     if low is None:
         return "beyond all answers"
+    if not low and high is None:
+        return "too few requests for one"
     return f"{_ms(low)} to {_ms(high)} ms" if high is not None else f"from {_ms(low)} ms, no upper bound yet"
 
 

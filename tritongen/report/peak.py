@@ -41,14 +41,14 @@ def _number(value: float | None) -> str:
 
 def _ending(report: PeakReport) -> Iterator[str]:
     if report.knee is not None:
-        yield f"knee      latency bends at about {report.knee:.4g} requests/s"
+        yield f"knee      latency bends at about {report.knee:.6g} requests/s"
     yield f"ended     {report.reason}"
     if report.passed is None:
         yield f"{report.outcome.value}: no rate was seen to keep the promise"
         return
-    upper = f"{report.failed:.4g}" if report.failed is not None else "unknown"
+    upper = f"{report.failed:.6g}" if report.failed is not None else "unknown"
     yield (
-        f"{report.outcome.value}: the promise holds at {report.passed:.4g} requests/s"
+        f"{report.outcome.value}: the promise holds at {report.passed:.6g} requests/s"
         f"{'' if report.confirmed else ' (not confirmed)'} and fails at {upper} "
         f"({report.confidence:.0%} confidence)"
     )
@@ -78,7 +78,7 @@ def curve_svg(report: PeakReport) -> str:
         f'<text x="{_MARGIN}" y="24">{escape(report.model)}: P99 (ms) against requests/s</text>',
         f'<path d="M{_MARGIN},{_MARGIN}V{bottom}H{_WIDTH - _MARGIN}" fill="none" stroke="#444"/>',
         *(f'<text x="{_MARGIN - 8}" y="{y:.1f}" text-anchor="end">{value:g}</text>' for y, value in ticks),
-        f'<text x="{_WIDTH - _MARGIN}" y="{bottom + 20}" text-anchor="end">{right:.4g}</text>',
+        f'<text x="{_WIDTH - _MARGIN}" y="{bottom + 20}" text-anchor="end">{right:.6g}</text>',
         f'<polyline points="{path}" fill="none" stroke="#567"/>',
     ]
     for probe in points:

@@ -315,6 +315,21 @@ class ServerControl:
         return "; ".join(map(_state, entries)) or "no models"
 
 
+def check_metrics_url(url: str) -> None:
+    """InputError for what is no address of a page."""
+    parts = urlsplit(url)
+    try:
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InputError(
+            f"'{url}' is not the address of Triton's metrics",
+            expected="http://HOST:PORT/metrics",
+            fix="for a Triton on this machine: --metrics-url http://127.0.0.1:8002/metrics",
+        )
+
+
 def read_metrics(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
     """The Prometheus text at `url` ("http://127.0.0.1:8002/metrics")."""
     from tritongen.serving.transport import HttpTransport
