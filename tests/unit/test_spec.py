@@ -121,6 +121,8 @@ MODEL = "models:\n  a:\n    path: a.onnx\n"
         (MODEL + "    slo: p99<=20ms\n", [":4: models.a.slo must be a list"]),
         (MODEL + "    slo: [p99<20ms]\n", [":4: models.a.slo[0]", "write 'p99<=20ms'"]),
         (MODEL + "    max_batch_size: many\n", ["models.a.max_batch_size must be a whole number", "'many'"]),
+        (MODEL + "    max_batch_size: yes\n", ["models.a.max_batch_size must be a whole number", "True"]),
+        (MODEL + "    build_budget_minutes: on\n", ["build_budget_minutes must be a number", "True"]),
         (MODEL + "    max_batch_size: -1\n", ["must be at least 0"]),
         (MODEL + "    data: cal.npz\n", ["models.a.data must be a section with keys of its own"]),
         (MODEL + "    accuracy: {limit: .nan}\n", ["models.a.accuracy.limit must be"]),
