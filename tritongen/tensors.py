@@ -86,9 +86,12 @@ def from_onnx(number: int, tensor: str) -> DataType:
     try:
         return _BY_ONNX[number]
     except KeyError:
+        from onnx import TensorProto
+
+        kinds = {known: name for name, known in TensorProto.DataType.items()}
         raise ModelError(
             f"tensor '{tensor}' has an element type that Triton cannot carry",
-            found=f"ONNX element type {number}",
+            found=kinds.get(number, f"ONNX element type {number}").lower(),
             expected=", ".join(_BY_NAME),
             fix="cast it inside the model to one of these",
         ) from None

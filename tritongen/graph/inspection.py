@@ -171,10 +171,10 @@ def _check_servable(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, .
                 found=f"no {role} besides the stored weights" if role == "input" else "no output",
                 fix=f"export the model with at least one {role}",
             )
-        twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
-        if twice:
+        (name, count), *_ = Counter(spec.name for spec in specs).most_common(1)
+        if count > 1:
             raise ModelError(
-                f"{path}: {role} '{twice[0]}' is listed {len(specs)} times",
+                f"{path}: {role} '{name}' is listed {count} times",
                 expected="each name once",
                 fix="export the model again",
             )
