@@ -204,25 +204,7 @@ def _labelled_verdict(
 def _by_outputs(
     pairs: _Pairs, settings: AccuracySpec, precision: Precision, *, batched: bool, synthetic: bool
 ) -> Accuracy:
-    measure = _WITHOUT_LABELS.get(settings.metric or "")
-    outputs: dict[str, Closeness] = {}
-    for batch, expected, found in pairs:
-        for name, value in found.items():
-            if settings.output not in (None, name):
-                continue
-            if name not in outputs:
-                outputs[name] = Closeness(
-                    name,
-                    _measure(measure, name, expected[name], batched=batched, synthetic=synthetic),
-                )
-            outputs[name].update(expected[name], value)
-        pairs.samples += _samples(batch) if batched else 1
-    if not outputs:
-        raise SpecError(
-            "there is no output to judge",
-            found=f"accuracy.output: {settings.output}",
-            expected="an output's name",
-        )
+    outputs = _compared(pairs, settings, batched=batched, synthetic=synthetic)
     results = tuple(one.result(precision, settings.limit) for one in outputs.values())
     worst = max(results, key=lambda one: _strain(one, outputs[one.output]))
     passed = all(one.passed for one in results)
@@ -246,6 +228,30 @@ def _by_outputs(
         outputs=results,
         samples=pairs.samples,
     )
+
+
+def _compared(
+    pairs: _Pairs, settings: AccuracySpec, *, batched: bool, synthetic: bool
+) -> dict[str, Closeness]:
+    """How close each judged output came to the reference, over all pairs; SpecError if there is none."""
+    asked = _WITHOUT_LABELS.get(settings.metric or "")
+    outputs: dict[str, Closeness] = {}
+    for batch, expected, found in pairs:
+        for name, value in found.items():
+            if settings.output not in (None, name):
+                continue
+            if name not in outputs:
+                measure = _measure(asked, name, expected[name], batched=batched, synthetic=synthetic)
+                outputs[name] = Closeness(name, measure)
+            outputs[name].update(expected[name], value)
+        pairs.samples += _samples(batch) if batched else 1
+    if not outputs:
+        raise SpecError(
+            "there is no output to judge",
+            found=f"accuracy.output: {settings.output}",
+            expected="an output's name",
+        )
+    return outputs
 
 
 def _measure(asked: str | None, name: str, reference: Array, *, batched: bool, synthetic: bool) -> str:

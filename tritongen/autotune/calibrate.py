@@ -56,19 +56,11 @@ def calibrate(
     DataError naming the tensor where a value is not finite, BuildError if there is nothing to quantize.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    symmetric = recipe.symmetric_activations
     with prepared(model, recipe, beside=folder / "x") as ready:
         tensors = place(load(ready, weights=False), recipe, model.name).activations
-        key = digest_json(
-            [
-                model_digest,
-                dataset.digest,
-                recipe.symmetric_activations,
-                recipe.min_opset,
-                tensors,
-                max_samples,
-            ]
-        )
-        path = folder / f"{key[:16]}.json"
+        asked = [model_digest, dataset.digest, symmetric, recipe.min_opset, tensors, max_samples]
+        path = folder / f"{digest_json(asked)[:16]}.json"
         found = _kept(path, model_digest, dataset.digest)
         if found is not None:
             events(Event("calibrate", "skipped", f"ranges of {len(found.tensors)} tensors are known already"))
@@ -79,12 +71,9 @@ def calibrate(
     result = Calibration(
         model=model_digest,
         data=dataset.digest,
-        symmetric=recipe.symmetric_activations,
+        symmetric=symmetric,
         samples=source.used,
-        tensors={
-            name: _ranges(histogram, symmetric=recipe.symmetric_activations)
-            for name, histogram in histograms.items()
-        },
+        tensors={name: _ranges(one, symmetric=symmetric) for name, one in histograms.items()},
     )
     write_record(path, result)
     events(Event("calibrate", "finished", f"{len(tensors)} ranges from {source.used} samples"))

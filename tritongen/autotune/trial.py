@@ -59,23 +59,9 @@ def run_trial(job_file: Path, events: EventSink) -> None:
         accuracy = gate(candidate, graph, job.spec, validation, job.candidate.precision,
                         batch_size=max(job.sizes), events=events)  # fmt: skip
     inputs = call_inputs(
-        validation,
-        shapes,
-        batched=graph.batched,
-        largest=max(job.sizes),
-        seed=job.spec.seed,
+        validation, shapes, batched=graph.batched, largest=max(job.sizes), seed=job.spec.seed
     )
-    curve = latency_curve(
-        engine,
-        folder,
-        artifact,
-        inputs=inputs,
-        # One that cannot be selected is only measured for the record.
-        sizes=job.sizes if accuracy.passed else sorted({min(job.sizes), max(job.sizes)}),
-        runtimes=job.runtimes,
-        events=events,
-        effort=EFFORTS[job.effort],
-    )
+    curve = _measured(engine, artifact, folder, inputs, job, passed=accuracy.passed, events=events)
     _keep_arrays(engine, artifact, folder, inputs, curve)
     record = Trial(
         key=job.key,
@@ -161,6 +147,29 @@ def _write_int8(
         from tritongen.precision.fp16 import to_half
 
         to_half(out, Fp16Recipe(name="half"), out)
+
+
+def _measured(
+    engine: Engine,
+    artifact: Artifact,
+    folder: Path,
+    inputs: CallInputs,
+    job: TrialJob,
+    *,
+    passed: bool,
+    events: EventSink,
+) -> Curve:
+    """The curve; of one that did not pass, and cannot be selected, only its ends, for the record."""
+    return latency_curve(
+        engine,
+        folder,
+        artifact,
+        inputs=inputs,
+        sizes=job.sizes if passed else sorted({min(job.sizes), max(job.sizes)}),
+        runtimes=job.runtimes,
+        events=events,
+        effort=EFFORTS[job.effort],
+    )
 
 
 def recipe_of(engine: Engine, candidate: Candidate) -> Recipe:

@@ -293,10 +293,29 @@ def _refuse_nothing(
 
 
 def _emit(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe: Int8Recipe) -> Any:
+    """The model with Q/DQ nodes; BuildError if the recipe cannot be applied, ModelError for NaN weights."""
+    from onnxruntime.quantization.quant_utils import add_infer_metadata
+
+    _refuse_unfinite_weights(proto, placement)
+    add_infer_metadata(proto)  # shapes are inferred already; without the mark the model is copied for it
+    quantizer = _quantizer(proto, placement, ranges, recipe)
+    try:
+        quantized = quantizer.quantize_model()
+    except Exception as error:
+        raise BuildError(
+            f"recipe '{recipe.name}' cannot be applied", found=" ".join(str(error).split())
+        ) from error
+    if not recipe.weights_as_pairs:
+        fold_weights(quantized)
+        quantizer.model.clean_initializers()
+    return quantized
+
+
+def _quantizer(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe: Int8Recipe) -> Any:
+    """ONNX Runtime's quantizer, told to put Q/DQ pairs where the placement wants them."""
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import TensorData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.quant_utils import add_infer_metadata
 
     wanted = set(placement.activations)
 
@@ -307,13 +326,11 @@ def _emit(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe:
             if tensor_name in wanted or tensor_name in self.initializers:
                 super().quantize_activation_tensor(tensor_name)
 
-    _refuse_unfinite_weights(proto, placement)
-    add_infer_metadata(proto)  # shapes are inferred already; without the mark the model is copied for it
     types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
     overrides = {}
     if recipe.per_channel and recipe.weight == "int8" and recipe.symmetric_weights:
         overrides = channel_scales(proto, set(placement.nodes), reduce_range=recipe.reduce_range)
-    quantizer = PlacedQuantizer(
+    return PlacedQuantizer(
         proto,
         recipe.per_channel,
         recipe.reduce_range,
@@ -335,16 +352,6 @@ def _emit(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe:
             "TensorQuantOverrides": overrides,
         },
     )
-    try:
-        quantized = quantizer.quantize_model()
-    except Exception as error:
-        raise BuildError(
-            f"recipe '{recipe.name}' cannot be applied", found=" ".join(str(error).split())
-        ) from error
-    if not recipe.weights_as_pairs:
-        fold_weights(quantized)
-        quantizer.model.clean_initializers()
-    return quantized
 
 
 def _refuse_unfinite_weights(proto: Any, placement: Placement) -> None:
