@@ -10,9 +10,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
 from tritongen.engines import Engine, Runner, load_engine
-from tritongen.engines.onnxruntime import OnnxRuntimeEngine, external_files
+from tritongen.engines.onnxruntime import OnnxRuntimeEngine
 from tritongen.engines.onnxruntime.recipes import has_exact_products
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner, readable_limits
 from tritongen.errors import BuildError, DataError, ModelError
@@ -130,6 +131,16 @@ def test_unknown_operator_is_explained_in_one_line(tmp_path: Path) -> None:
     assert "No Op registered for Foo" in caught.value.found
     assert "\n" not in caught.value.found
     assert "onnxruntime_src" not in caught.value.found
+    assert "custom operators" in str(caught.value.fix)
+
+
+def test_what_the_checker_passes_and_onnx_runtime_does_not_is_explained(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["a"], "n"), helper.make_node("Relu", ["a"], ["y"], "n")]
+    model = save(tmp_path / "m.onnx", nodes, [info("x", [1])], [info("y", [1])])
+    with pytest.raises(ModelError, match="cannot open") as caught:
+        build(model, tmp_path / "trial")
+    assert "a model that ONNX Runtime" in str(caught.value.expected)
+    assert "a name of its own" in str(caught.value.fix)
 
 
 def test_missing_external_data_names_the_file(linear: Path, tmp_path: Path) -> None:
@@ -138,14 +149,45 @@ def test_missing_external_data_names_the_file(linear: Path, tmp_path: Path) -> N
         build(linear, tmp_path / "trial")
 
 
-def test_external_data_outside_the_folder_is_refused(linear: Path) -> None:
+def test_external_data_outside_the_folder_is_refused(linear: Path, tmp_path: Path) -> None:
     proto = onnx.load(linear, load_external_data=False)
     for entry in proto.graph.initializer[0].external_data:
         if entry.key == "location":
             entry.value = "../w.bin"
     linear.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="outside its own folder"):
-        external_files(linear)
+        build(linear, tmp_path / "trial")
+
+
+def test_weights_in_a_file_named_as_the_model_will_be_are_refused(linear: Path, tmp_path: Path) -> None:
+    onnx.save_model(
+        onnx.load(linear), linear, save_as_external_data=True, location="model.onnx", size_threshold=0
+    )
+    with pytest.raises(ModelError, match=r"in a file named model\.onnx"):
+        build(linear, tmp_path / "trial")
+
+
+def test_weights_in_the_body_of_a_function_are_copied_too(tmp_path: Path) -> None:
+    matrix = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "w")
+    (tmp_path / "w.bin").write_bytes(matrix.raw_data)
+    set_external_data(matrix, "w.bin")
+    matrix.ClearField("raw_data")
+    body = [
+        helper.make_node("Constant", [], ["w"], value=matrix),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+    ]
+    function = helper.make_function("own", "Linear", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    graph = helper.make_graph(
+        [helper.make_node("Linear", ["x"], ["y"], domain="own")],
+        "g",
+        [info("x", ["n", 3])],
+        [info("y", ["n", 2])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, ir_version=10, opset_imports=opsets, functions=[function])
+    onnx.save_model(model, tmp_path / "m.onnx")
+    artifact = build(tmp_path / "m.onnx", tmp_path / "trial")
+    assert artifact.extra_files == ("w.bin",)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tritongen.engines import Runner, ServingTraits
 from tritongen.engines.onnxruntime import providers
@@ -14,6 +14,7 @@ from tritongen.engines.onnxruntime.recipes import int8_recipes
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner, version
 from tritongen.errors import BuildError, ModelError
 from tritongen.files import digest_files
+from tritongen.graph.onnx_file import external_files, read_model
 from tritongen.precision.recipe import Fp16Recipe
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Artifact, Candidate, Options
@@ -119,7 +120,7 @@ class OnnxRuntimeEngine:
         """
         started = time.perf_counter()
         level = _level(candidate.options)
-        extra = external_files(model)
+        extra = _external_files(model)
         try:
             files = [_copy(model, folder / FILENAME)]
             files += [_copy(model.parent / name, folder / name) for name in extra]
@@ -137,7 +138,7 @@ class OnnxRuntimeEngine:
         events(Event("trial", "progress", "opened by ONNX Runtime", subject=candidate.id))
         return Artifact(
             file=FILENAME,
-            extra_files=tuple(extra),
+            extra_files=extra,
             digest=digest_files(files),
             size_bytes=sum(file.stat().st_size for file in files),
             build_seconds=time.perf_counter() - started,
@@ -188,44 +189,18 @@ def _provided(artifact: Artifact) -> tuple[str, Precision]:
     return str(details.get(PROVIDER, providers.CPU)), Precision(details.get("precision", "fp32"))
 
 
-def external_files(model: Path) -> list[str]:
-    """The external data files of an ONNX file, relative to its folder; ModelError if one lies outside."""
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    try:
-        proto = onnx.load(model, load_external_data=False)
-    except (DecodeError, OSError) as error:
+def _external_files(model: Path) -> tuple[str, ...]:
+    """The external data files of an ONNX file, relative to its folder; ModelError if one cannot be copied."""
+    files = external_files(read_model(model), model)
+    if FILENAME in files:
         raise ModelError(
-            f"{model} cannot be read as ONNX", found=str(error), expected="an ONNX protobuf file"
-        ) from error
-    names = {ExternalDataInfo(t).location: None for t in _tensors(proto.graph) if uses_external_data(t)}
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelError(
-                f"{model} keeps weights outside its own folder",
-                found=name,
-                expected="a path inside its folder",
-            )
-        if not (model.parent / name).is_file():
-            raise ModelError(
-                f"{model} lacks its external data",
-                found=f"no file {model.parent / name}",
-                expected=f"'{name}' beside the model",
-                fix="copy the data file beside the model",
-            )
-    return list(names)
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Every tensor of an ONNX graph that may hold external data, subgraphs included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
-            for subgraph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _tensors(subgraph)
+            f"{model} keeps its weights in a file named {FILENAME}",
+            found=FILENAME,
+            expected="another name, as the model itself gets this one where it is served",
+            fix=f"onnx.save_model(onnx.load('{model.name}'), …, save_as_external_data=True, "
+            "location='weights.bin') writes both anew",
+        )
+    return files
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -55,19 +55,16 @@ class OnnxRuntimeRunner:
 
         if self._first_provider() != NAMES[CPU]:
             load_libraries()
-        with explained(f"ONNX Runtime cannot open {self._path}", ModelError):
-            try:
-                # With its fallback, a failure on the GPU would go on, unseen, on the CPU: here or in a run.
-                self._session = onnxruntime.InferenceSession(
-                    str(self._path),
-                    self._session_options(),
-                    providers=self._providers,
-                    enable_fallback=False,
-                )
-            except RuntimeError as error:  # what a provider raises that cannot start
-                if self._first_provider() == NAMES[CPU]:
-                    raise
+        try:
+            # With its fallback, a failure on the GPU would go on, unseen, on the CPU: here or in a run.
+            self._session = onnxruntime.InferenceSession(
+                str(self._path), self._session_options(), providers=self._providers, enable_fallback=False
+            )
+        except Exception as error:
+            # RuntimeError: what a provider raises that cannot start.
+            if isinstance(error, RuntimeError) and self._first_provider() != NAMES[CPU]:
                 raise self._not_started(explanation(error)) from error
+            raise _unopened(self._path, explanation(error)) from error
         self._session.disable_fallback()  # before 1.23, the argument says nothing
         self._refuse_fallback()
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -164,6 +161,26 @@ class OnnxRuntimeRunner:
                     expected="float32 or float16 inputs and outputs",
                     fix="cast at the model's edges; inside it bfloat16 may stay",
                 )
+
+
+_REMEDIES = (
+    ("o Op registered", "export it without that operator: libraries of custom operators are not loaded"),
+    ("not a registered", "export it without that operator: libraries of custom operators are not loaded"),
+    ("Could not find an implementation", "export that operator with other types: float32 has most kernels"),
+    ("two nodes with same node name", "give each node a name of its own, or none"),
+    ("Type Error", "export it again: the types that it declares are not those that its nodes take"),
+)
+"""Words of ONNX Runtime's that say why it does not open a model → what to do."""
+
+
+def _unopened(path: Path, found: str) -> ModelError:
+    remedies = (remedy for words, remedy in _REMEDIES if words in found)
+    return ModelError(
+        f"ONNX Runtime cannot open {path}",
+        found=found,
+        expected=f"a model that ONNX Runtime {version()} opens",
+        fix=next(remedies, "export the model again; onnxruntime.InferenceSession shows the same"),
+    )
 
 
 def version() -> str:
