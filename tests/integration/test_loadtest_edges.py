@@ -81,6 +81,13 @@ def test_errors_beside_the_shared_memory_are_told_as_they_are() -> None:
     assert not (SHARED / name).exists()
 
 
+def test_a_mix_names_its_first_model_itself(server: NullServer, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--url", server.http_url, "--rate", "50", "--duration", "0.5s"]
+    assert run(["loadtest", *flags, "--mix", f"{MODEL}=2"]) == 0
+    assert capsys.readouterr().out.startswith(f"{MODEL} at ")
+    assert run(["loadtest", MODEL, *flags, "--batch-size", "1=nan"]) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -50,7 +50,8 @@ _TRANSPORT: tuple[Decorator[Any], ...] = (
         "--mix",
         multiple=True,
         metavar="MODEL=W",
-        help="Several models, by weight; repeatable. --shape and --range also take MODEL:INPUT then.",
+        help="Several models, by weight; repeatable. MODEL may be left out then, and is the first; "
+        "--shape and --range also take MODEL:INPUT.",
     ),
     *_ACCESS,
     click.option("--compression", type=click.Choice(["gzip", "deflate"]), help="Compress the requests."),
@@ -118,7 +119,7 @@ def load_settings(
         **_rate(rate),
         **_batch_sizes(batch_size_text),
         "trace": None if trace is None else read_trace(Path(trace)),
-        "mix": _weights("--mix", mix),
+        "mix": weights("--mix", mix),
         "access": access,
         "shared_memory": shared_memory,
         **same,
@@ -142,14 +143,17 @@ def _batch_sizes(text: str) -> dict[str, Any]:
 
     try:
         parts = [part.partition("=") for part in text.split(",")]
-        weights = {int(size): float(weight or 1) for size, _, weight in parts}
+        sizes = {int(size): float(weight or 1) for size, _, weight in parts}
     except ValueError:
         raise InputError("that is no --batch-size", found=text, expected="8, or 1,4,8, or 1=3,8=1") from None
-    sizes = list(weights)
-    return {"batch_size": sizes[0]} if len(sizes) == 1 else {"batch_size": sizes[0], "batch_sizes": weights}
+    if len(sizes) < len(parts):
+        raise InputError("--batch-size names a size twice", found=text, fix="give it one weight")
+    weighted = len(sizes) > 1 or "=" in text
+    return {"batch_size": next(iter(sizes)), "batch_sizes": sizes if weighted else {}}
 
 
-def _weights(flag: str, texts: tuple[str, ...]) -> dict[str, float]:
+def weights(flag: str, texts: tuple[str, ...]) -> dict[str, float]:
+    """{name: weight} of a repeatable NAME=WEIGHT flag, in order; InputError for what cannot be read."""
     from tritongen.errors import InputError
 
     found: dict[str, float] = {}

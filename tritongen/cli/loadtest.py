@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
-def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+def _seconds(_ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     """Seconds from `60`, `60s`, `500ms`, `2m` or `1h`."""
     if text is None:
         return None
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s|min|m|h|)\s*", text)
     if match is None:
         raise click.BadParameter(f"'{text}' is not a length of time; write for example 60s, 500ms or 2m")
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if not seconds and param.name != "warmup":
+        raise click.BadParameter(f"'{text}' is no time at all; it must be more than 0")
+    return seconds
 
 
 def _time(flag: str, help_text: str, default: str | None = None) -> options.Decorator[Any]:
@@ -83,7 +86,7 @@ _SECTIONS = {
                 143 stopped by SIGTERM
     """,
 )
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", required=False)
 @click.option(
     "--url", help="http://HOST:PORT or grpc://HOST:PORT.  [default: as `serve` or triton.env says, else 8000]"
 )
@@ -151,8 +154,11 @@ def command(
     compose: bool,
     compose_files: tuple[str, ...],
     compose_timeout: float,
-    **flags: Any,
+    model: str | None,
+    mix: tuple[str, ...],
+    **same: Any,
 ) -> int:
+    flags = {**same, "mix": mix, "model": model or _first_of(mix)}
     _check_outputs(
         find_max=find_max, both=(json_file,), only_search=(svg,), only_test=(samples, junit, prometheus)
     )
@@ -166,6 +172,13 @@ def command(
             return _test(complete, json_file, samples, junit, prometheus)
 
     return until_stopped(work)
+
+
+def _first_of(mix: tuple[str, ...]) -> str:
+    """The first model of a mix, where none is given beside it."""
+    if not mix:
+        raise click.MissingParameter(param_type="argument", param_hint="'MODEL'")
+    return next(iter(load_options.weights("--mix", mix)))
 
 
 def _search(flags: dict[str, Any], json_file: Path | None, svg: Path | None) -> int:
@@ -229,9 +242,11 @@ def _check_outputs(*, find_max: bool, both: _Files, only_search: _Files, only_te
             expected="--svg with --find-max; --samples, --junit and --prometheus without it",
             fix="both take --json",
         )
-    for path in (*both, *only_search, *only_test):
-        if path is not None and path != Path("-"):
-            check_writable(path)
+    files = [path for path in (*both, *only_search, *only_test) if path is not None and path != Path("-")]
+    for path in files:
+        if sum(path.absolute() == other.absolute() for other in files) > 1:
+            raise InputError("two flags write the same file", found=str(path), fix="name a file for each")
+        check_writable(path)
 
 
 def _write_exports(report: LoadReport, junit_file: Path | None, prometheus_file: Path | None) -> None:

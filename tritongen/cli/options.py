@@ -24,10 +24,18 @@ _TENSORRT_FLAGS = {"tensorrt": "tensorrt", "plugin": "plugins"}
 
 
 def _assignments(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
-    """{input: value} of a repeatable INPUT=VALUE flag; a later one wins over an earlier one."""
+    """{input: value} of a repeatable INPUT=VALUE flag; SpecError for an input that is named twice."""
+    from tritongen.errors import SpecError
     from tritongen.shapes import split_assignment
 
-    return dict(split_assignment(text, param.opts[0]) for text in texts)
+    flag, found = param.opts[0], dict[str, str]()
+    for name, value in (split_assignment(text, flag) for text in texts):
+        if name in found:
+            raise SpecError(
+                f"{flag} names '{name}' twice", found=f"{found[name]} and {value}", fix="give it one value"
+            )
+        found[name] = value
+    return found
 
 
 def _settings(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
