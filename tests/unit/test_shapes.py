@@ -15,14 +15,13 @@ from tests import models
 from tests.models import save
 from tritongen.errors import DataError, SpecError
 from tritongen.graph import BatchAxis, BatchStatus, Graph, inspect_model
+from tritongen.graph.proposals import proposal_source, propose_shape
 from tritongen.shapes import (
     MissingInputError,
     ResolvedInput,
     Shape,
     parse_range,
     parse_shape,
-    proposal_source,
-    propose_shape,
     resolve_inputs,
     split_assignment,
 )

@@ -71,43 +71,56 @@ def command(  # noqa: PLR0917 - click passes every option by name
     ranges: dict[str, str],
 ) -> None:
     """Write a commented spec for one or more ONNX models, with proposals where the models do not tell."""
-    from tritongen.errors import SpecError
-    from tritongen.files import write_output, write_text
     from tritongen.graph import inspect_model
-    from tritongen.spec import json_schema, override, spec_for_models
+    from tritongen.spec import override, spec_for_models
 
     spec = override(spec_for_models(models), name=name)
     printed = str(output) == "-"
-    if not printed and output.exists() and not force:
-        raise SpecError(f"{output} exists", fix="choose another file with -o, or overwrite it with --force")
     folder = Path() if printed else output.parent
-    if not folder.is_dir():
-        raise SpecError(
-            f"{output} cannot be written: there is no folder {folder}",
-            found="a file of that name" if folder.exists() else "nothing",
-            fix=f"make it first (mkdir -p {shlex.quote(str(folder))}), or choose another file with -o",
-        )
+    if not printed:
+        _check_output(output, force=force)
     text = _HEAD.format(file="FILE" if printed else shlex.quote(output.name))
     if schema and not printed:
         text = f"# yaml-language-server: $schema={SCHEMA_NAME}\n{text}"
-    graphs: dict[str, Graph] = {}
-    for key, entry in spec.models.items():
-        graphs[key] = inspect_model(entry.path)
+    graphs = {key: inspect_model(entry.path) for key, entry in spec.models.items()}
     _check_flags(graphs, shapes, ranges)
     entries = [_entry(key, graph, folder, shapes, ranges) for key, graph in graphs.items()]
     text += "\n".join([entries[0] + _KEYS, *entries[1:]])
     if printed:
         click.echo(text, nl=False)
         return
+    _write(output, text, schema=schema)
+    click.echo(f"wrote {output}; look at it, then: tritongen build {shlex.quote(str(output))}")
+
+
+def _check_output(output: Path, *, force: bool) -> None:
+    """SpecError for a file that is there already, or whose folder is not."""
+    from tritongen.errors import SpecError
+
+    if output.exists() and not force:
+        raise SpecError(f"{output} exists", fix="choose another file with -o, or overwrite it with --force")
+    folder = output.parent
+    if not folder.is_dir():
+        raise SpecError(
+            f"{output} cannot be written: there is no folder {folder}",
+            found="a file of that name" if folder.exists() else "nothing",
+            fix=f"make it first (mkdir -p {shlex.quote(str(folder))}), or choose another file with -o",
+        )
+
+
+def _write(output: Path, text: str, *, schema: bool) -> None:
+    from tritongen.errors import SpecError
+    from tritongen.files import write_output, write_text
+    from tritongen.spec import json_schema
+
     try:
         write_output(output, text)
         if schema:
-            write_text(folder / SCHEMA_NAME, json.dumps(json_schema(), indent=2) + "\n")
+            write_text(output.parent / SCHEMA_NAME, json.dumps(json_schema(), indent=2) + "\n")
     except OSError as error:
         raise SpecError(
             f"{output} cannot be written", found=str(error), fix="choose another file with -o"
         ) from error
-    click.echo(f"wrote {output}; look at it, then: tritongen build {shlex.quote(str(output))}")
 
 
 def _entry(name: str, graph: Graph, folder: Path, shapes: dict[str, str], ranges: dict[str, str]) -> str:
@@ -147,7 +160,8 @@ def _check_flags(graphs: dict[str, Graph], shapes: dict[str, str], ranges: dict[
 
 
 def _shape_lines(graph: Graph, given: dict[str, str]) -> list[str]:
-    from tritongen.shapes import lacks_sizes, proposal_source, propose_shape
+    from tritongen.graph.proposals import proposal_source, propose_shape
+    from tritongen.shapes import lacks_sizes
 
     lines = []
     for spec in graph.inputs:
@@ -161,7 +175,8 @@ def _shape_lines(graph: Graph, given: dict[str, str]) -> list[str]:
 
 
 def _range_lines(graph: Graph, given: dict[str, str]) -> list[str]:
-    from tritongen.shapes import lacks_range, propose_range
+    from tritongen.graph.proposals import propose_range
+    from tritongen.shapes import lacks_range
 
     lines, known = [], []
     for spec in graph.inputs:

@@ -1,6 +1,7 @@
 """An ONNX file, inspected: what goes in, what comes out, and whether it batches.
 
-`onnx_file` reads it, `validity` judges it, `inspection` describes it, `value_ranges` finds index limits.
+`onnx_file` reads it, `validity` judges it, `inspection` describes it, `value_ranges` finds index limits,
+`proposals` guesses the sizes that it leaves open.
 """
 
 from __future__ import annotations
