@@ -96,23 +96,8 @@ def init(
     texts = {name: source(name).read_text(encoding="utf-8") for name in FILES[kind]}
     recorded = _recorded(folder)
     plan = {name: _plan(folder / name, text, recorded.get(name)) for name, text in texts.items()}
-    foreign = [name for name, what in plan.items() if what is None]
+    _refuse(folder, plan, force=force)
     env_file = folder / ENV_FILE
-    if env_file.exists() and not is_ours(env_file):
-        foreign.append(ENV_FILE)
-    if foreign and not force:
-        raise SpecError(
-            f"{folder} has files that tritongen did not write, or that were edited since",
-            found=", ".join(foreign),
-            fix="move them away, choose another folder, or replace them with --force",
-        )
-    irregular = [name for name in (*texts, ENV_FILE) if _is_irregular(folder / name)]
-    if irregular:
-        raise SpecError(
-            f"{folder} has something else than files where files are to be written",
-            found=", ".join(irregular),
-            fix="move it away, or choose another folder",
-        )
     before = _own_lines(env_file, without=(REPOSITORY_VARIABLE,))
     mounted = [*_assignments(_mounted(folder, repository))]
     environment = _environment_text(repository, [*before, *mounted], must_fit=kind == "gpu")
@@ -143,8 +128,26 @@ def up_command(*, cpu: bool) -> str:
     return f"{words} {file}--env-file {ENV_FILE} up -d{build}"
 
 
-def _is_irregular(path: Path) -> bool:
-    return path.exists() and not path.is_file()
+def _refuse(folder: Path, plan: Mapping[str, str | None], *, force: bool) -> None:
+    """SpecError for files in the way: those that are not ours, unless `force`, and what is no file at all."""
+    foreign = [name for name, what in plan.items() if what is None]
+    env_file = folder / ENV_FILE
+    if env_file.exists() and not is_ours(env_file):
+        foreign.append(ENV_FILE)
+    if foreign and not force:
+        raise SpecError(
+            f"{folder} has files that tritongen did not write, or that were edited since",
+            found=", ".join(foreign),
+            fix="move them away, choose another folder, or replace them with --force",
+        )
+    places = {name: folder / name for name in (*plan, ENV_FILE)}
+    irregular = [name for name, path in places.items() if path.exists() and not path.is_file()]
+    if irregular:
+        raise SpecError(
+            f"{folder} has something else than files where files are to be written",
+            found=", ".join(irregular),
+            fix="move it away, or choose another folder",
+        )
 
 
 def _write(path: Path, text: str) -> None:
