@@ -16,6 +16,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from tritongen.errors import TritongenError
 from tritongen.graph import BatchAxis, BatchStatus, Graph
 from tritongen.samples import Arrays, Dataset, stack, synthetic_dataset
 from tritongen.shapes import ResolvedInput
@@ -83,7 +84,8 @@ def _run(infer: Infer, inputs: Tensors, batch: int) -> Mapping[str, NDArray[np.g
     try:
         return infer(inputs)
     except Exception as error:  # engines raise types of their own
-        text = str(error).strip().splitlines()
+        reason = error.found if isinstance(error, TritongenError) and error.found else str(error)
+        text = reason.strip().splitlines()
         first = text[0] if text else type(error).__name__
         raise _RefutedError(f"a batch of {batch} does not run: {first[:300]}") from error
 

@@ -13,7 +13,7 @@ from tritongen.autotune.data_review import few_samples, review, same_data
 from tritongen.autotune.inputs import call_inputs
 from tritongen.autotune.jobs import PreparationJob, prepared_input
 from tritongen.autotune.metrics import make_metric
-from tritongen.errors import DataError
+from tritongen.errors import BuildError, DataError, ModelError
 from tritongen.graph import BatchAxis, BatchStatus, Graph, inspect_model
 from tritongen.runs.build import DataFacts, Preparation
 from tritongen.runs.events import Event, EventSink
@@ -21,8 +21,10 @@ from tritongen.runs.store import read_record, write_record
 from tritongen.samples import Array, Arrays, open_dataset
 from tritongen.shapes import ResolvedInput, Shape, resolve_inputs
 from tritongen.spec import ModelSpec, is_function
+from tritongen.tensors import from_numpy
 
 if TYPE_CHECKING:
+    from tritongen.engines import Runner
     from tritongen.samples.streaming import StreamedDataset
 
 FILENAME = "preparation.json"
@@ -178,10 +180,47 @@ def _run_once(graph: Graph, inputs: tuple[ResolvedInput, ...], data: _Data, even
     with OnnxRuntimeRunner(graph.path) as runner:
         events(Event("inspect", "progress", "running the model"))
         dataset = next(iter(data.opened.values()), None)
+        infer = partial(_infer, runner, graph)
         if graph.batch.status is BatchStatus.DECLARED:
-            return confirm_batch_axis(graph, inputs, runner.infer, dataset=dataset)
-        runner.infer(call_inputs(dataset, inputs, batched=graph.batched, largest=1)(1))
+            return confirm_batch_axis(graph, inputs, infer, dataset=dataset)
+        call = call_inputs(dataset, inputs, batched=graph.batched, largest=1)(1)
+        try:
+            infer(call)
+        except (BuildError, DataError) as error:
+            error.expected = f"a model that runs on {_described(call, inputs)}"
+            error.fix = (
+                "give sizes (--shape) and values (--range) that belong together, or data that the model takes"
+            )
+            raise
     return graph.batch
+
+
+def _infer(runner: Runner, graph: Graph, call: Mapping[str, Array]) -> Mapping[str, Array]:
+    """What the model answers; ModelError for an output of another rank than the file says.
+
+    Triton holds the rank that config.pbtxt has from there against the answers, and refuses them.
+    """
+    answers = runner.infer(call)
+    for spec in graph.outputs:
+        if answers[spec.name].ndim != spec.rank:
+            raise ModelError(
+                f"{graph.path}: the model declares another shape for output '{spec.name}' than it has",
+                found=f"{list(answers[spec.name].shape)} when it runs",
+                expected=str(spec),
+                fix=f"export it again, or correct the shape of '{spec.name}' in the file",
+            )
+    return answers
+
+
+def _described(call: Mapping[str, Array], inputs: Sequence[ResolvedInput]) -> str:
+    """`ids: int64[1, 8] of 0..99; mask: …`."""
+    ranges = {entry.spec.name: entry.value_range for entry in inputs}
+    texts = []
+    for name, array in call.items():
+        values = ranges.get(name)
+        shown = f" of {values[0]}..{values[1]}" if values else ""
+        texts.append(f"{name}: {from_numpy(array.dtype)}[{', '.join(map(str, array.shape))}]{shown}")
+    return "; ".join(texts)
 
 
 def _turned_off(graph: Graph) -> BatchAxis:
