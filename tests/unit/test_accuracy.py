@@ -199,6 +199,33 @@ def test_labels_and_outputs_that_do_not_fit(tmp_path: Path) -> None:
         verdict(model, model, Samples(i=indices(4)), metric="f1")
 
 
+@pytest.mark.parametrize("metric", ["top1", "f1"])
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([0, 1, 2, 4], "4"),
+        ([1, 2, -1, 3], "-1"),
+        ([0.0, 1.0, 2.5, 3.0], r"2\.5, in labels of float64"),
+        ([0.0, 1.0, float("nan"), 3.0], "nan, in labels"),
+    ],
+)
+def test_labels_that_no_answer_can_equal_are_refused(
+    metric: str, labels: list[float], found: str, tmp_path: Path
+) -> None:
+    """Classes counted from 1 would cost every candidate alike, and so prove it as good as the reference."""
+    model = table(one_hot([0, 1, 2, 3]), tmp_path / "m.onnx")
+    with pytest.raises(DataError, match=f"found: +{found}"):
+        verdict(model, model, Samples(np.array(labels), i=indices(4)), metric=metric)
+
+
+def test_nothing_is_proven_where_the_reference_itself_gets_nothing_right(tmp_path: Path) -> None:
+    model, labels = table(one_hot([0, 1, 2, 3]), tmp_path / "m.onnx"), np.array([1, 2, 3, 0])
+    result = verdict(model, model, Samples(labels, i=indices(4)))
+    assert not result.passed
+    assert "do the labels belong to these data" in result.summary
+    assert verdict(model, model, Samples(labels, i=indices(4)), Precision.FP32).passed
+
+
 def test_without_labels_the_worst_output_decides(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Mul", ["x", "gain"], ["scores"]),

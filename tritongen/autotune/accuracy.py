@@ -179,6 +179,11 @@ def _labelled_verdict(
 ) -> Accuracy:
     before, after = metrics[0].value(), metrics[1].value()
     loss = 100 * (before - after)
+    if lossy and before <= 0:
+        unfit = unfit or (
+            f"{name} of the reference itself is 0 on {samples} samples, so nothing is proven: "
+            "do the labels belong to these data and to this model?"
+        )
     passed = loss <= limit + 1e-9 and unfit is None
     margin = _margin(flips, samples) if name.startswith("top") else 0.0
     noise = f", ± {margin:.2f} at 95 %; {_flips_text(flips)}" if margin else ""

@@ -49,10 +49,10 @@ class TopK:
             right = scores.reshape(-1) == wanted
         else:
             scores = _class_scores(scores, len(wanted), self._output)
+            _check_classes(wanted, scores.shape[1], self._output)
             # Ties count for the label only if fewer than k others are at least as high: no luck by order.
-            mine = np.take_along_axis(scores, np.clip(wanted, 0, scores.shape[1] - 1)[:, None], axis=1)
-            right = (scores >= mine).sum(axis=1) <= self._k
-            right &= (wanted >= 0) & (wanted < scores.shape[1]) & ~np.isnan(scores).any(axis=1)
+            mine = np.take_along_axis(scores, wanted[:, None], axis=1)
+            right = ((scores >= mine).sum(axis=1) <= self._k) & ~np.isnan(scores).any(axis=1)
         self._right += int(right.sum())
         self._seen += len(wanted)
         return np.asarray(right, np.bool_)
@@ -134,7 +134,8 @@ class F1:
             return float(np.mean([_f1(scores[:, i] > cut, labels[:, i] > 0) for i in range(scores.shape[1])]))
         if labels.shape[1] != 1:
             raise _misfit(self._output, scores, labels, "one label per sample, or one per score")
-        wanted = labels[:, 0].astype(np.int64)
+        wanted = _class_labels(labels, 1)
+        _check_classes(wanted, scores.shape[1], self._output)
         return _f1_of_classes(scores.argmax(axis=1), wanted, binary=scores.shape[1] == 2)  # noqa: PLR2004
 
 
@@ -237,7 +238,27 @@ def _class_labels(labels: Array, rank: int) -> NDArray[np.int64]:
             found=f"{labels.dtype}[{', '.join(map(str, labels.shape))}]",
             expected="one class number per sample",
         )
-    return labels.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # NaN is no whole number, either
+        numbers = labels.astype(np.int64)
+    if (numbers != labels).any():
+        raise DataError(
+            "the labels do not fit the metric",
+            found=f"{labels[numbers != labels][0]}, in labels of {labels.dtype}",
+            expected="whole class numbers",
+        )
+    return numbers
+
+
+def _check_classes(wanted: NDArray[np.int64], classes: int, output: str) -> None:
+    """DataError for a label that no answer can ever equal."""
+    low, high = int(wanted.min(initial=0)), int(wanted.max(initial=0))
+    if low < 0 or high >= classes:
+        raise DataError(
+            "the labels hold class numbers that the model does not have",
+            found=f"{low if low < 0 else high}",
+            expected=f"0 to {classes - 1}, as output '{output}' has scores for {classes} classes",
+            fix="count the classes from 0, or leave samples without a class out",
+        )
 
 
 def _class_scores(scores: Array, count: int, output: str) -> NDArray[np.float64]:
