@@ -300,7 +300,7 @@ def web_server() -> Iterator[str]:
 
 
 class TestWrongAddresses:
-    @pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:port", ""])
+    @pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:port", "", "http://[h", "a b:80"])
     def test_no_address(self, url: str) -> None:
         with pytest.raises(InputError, match="is not the address of a server"):
             connect(url)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from tritongen.errors import InputError, ServerError
 from tritongen.loadtest.job import Protocol
-from tritongen.serving.control import DEFAULT_PORTS, ServerControl, TensorMetadata
+from tritongen.serving.control import ServerControl, TensorMetadata, split_address
 from tritongen.tensors import TensorSpec, from_triton
 
 
@@ -34,18 +34,8 @@ class Address:
 
 def parse_address(url: str, protocol: Protocol | None = None) -> Address:
     """The address that `url` names; InputError when it is none, or is not of the wanted protocol."""
-    try:
-        parts = urlsplit(url if "://" in url else f"{protocol or 'http'}://{url}")
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
+    parts, host, port = split_address(url, protocol or "http")
     scheme = parts.scheme
-    if scheme not in DEFAULT_PORTS or not parts.hostname or set(parts.hostname) & set(" \"'{}<>|\\^`,;"):
-        raise InputError(
-            f"'{url}' is not the address of a server",
-            expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
-            fix="for a Triton on this machine: --url http://127.0.0.1:8000",
-        )
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InputError(
             "an address with more than a host, a port and a path",
@@ -60,9 +50,8 @@ def parse_address(url: str, protocol: Protocol | None = None) -> Address:
             expected=f"{protocol}://HOST:PORT (Triton's own ports are 8000 for http and 8001 for grpc)",
             fix=f"give the server's {protocol} address as --url, or leave --protocol away",
         )
-    default = 8000 if scheme == "http" and "://" not in url else DEFAULT_PORTS[scheme]
     found: Protocol = "grpc" if scheme.startswith("grpc") else "http"
-    return Address(found, parts.hostname, port or default, parts.path.rstrip("/"), scheme.endswith("s"))
+    return Address(found, host, port, parts.path.rstrip("/"), scheme.endswith("s"))
 
 
 @dataclass(frozen=True)

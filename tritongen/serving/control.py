@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tritongen.errors import InputError, ServerError
 from tritongen.serving.access import Access
@@ -24,6 +24,7 @@ LOAD_TIMEOUT_S = 300.0
 READY_POLL_S = 0.05
 HELD_STATES = ("READY", "UNLOADING")
 DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
+_IN_NO_HOST = frozenset(" \"'{}<>|\\^`,;")
 _NOBODY = "tritongen-asks-whether-models-may-be-loaded"
 
 
@@ -116,27 +117,37 @@ def connect(url: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: Access | Non
 
     A bare `host:port` means HTTP; a bare `host` means Triton's own HTTP port, 8000.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port == -1:
-        raise InputError(
-            f"'{url}' is not the address of a server",
-            expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
-            fix="for a Triton on this machine: --url http://127.0.0.1:8000",
-        )
-    port = port or (DEFAULT_PORTS[parts.scheme] if "://" in url else 8000)
+    parts, host, port = split_address(url)
     access = replace(access or Access(), secure=parts.scheme.endswith("s"))
     access.check()
     if parts.scheme.startswith("http"):
         from tritongen.serving.transport import HttpTransport
 
-        return ServerControl(url, HttpTransport(parts.hostname, port, parts.path, access, timeout_s))
+        return ServerControl(url, HttpTransport(host, port, parts.path, access, timeout_s))
     from tritongen.serving.transport_grpc import GrpcTransport
 
-    return ServerControl(url, GrpcTransport(parts.hostname, port, access, timeout_s))
+    return ServerControl(url, GrpcTransport(host, port, access, timeout_s))
+
+
+def split_address(url: str, scheme: str = "http") -> tuple[SplitResult, str, int]:
+    """A server's URL, of `scheme` where it names none, with its host and port; InputError if it is none.
+
+    Without a scheme the port of HTTP is Triton's own, 8000.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"{scheme}://{url}")
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    host = parts.hostname
+    if parts.scheme not in DEFAULT_PORTS or not host or set(host) & _IN_NO_HOST:
+        raise InputError(
+            f"'{url}' is not the address of a server",
+            expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
+            fix="for a Triton on this machine: --url http://127.0.0.1:8000",
+        )
+    usual = 8000 if parts.scheme == "http" and "://" not in url else DEFAULT_PORTS[parts.scheme]
+    return parts, host, port or usual
 
 
 class ServerControl:
