@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import pytest
 
 from tests.kserve import MODEL, Act, NullServer
 from tritongen.cli import run
-from tritongen.errors import RequirementError
+from tritongen.errors import InputError, RequirementError
 from tritongen.loadtest.run import run_load_test
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.shared_memory import shared_tensors
@@ -86,6 +90,28 @@ def test_a_mix_names_its_first_model_itself(server: NullServer, capsys: pytest.C
     assert run(["loadtest", *flags, "--mix", f"{MODEL}=2"]) == 0
     assert capsys.readouterr().out.startswith(f"{MODEL} at ")
     assert run(["loadtest", MODEL, *flags, "--batch-size", "1=nan"]) == 2
+
+
+def test_a_closed_loop_that_this_machine_has_no_sockets_for_is_refused_before_anything_is_sent() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(InputError, match="more connections than this machine") as caught:
+        load("http://127.0.0.1:1", concurrency=most, max_in_flight=most, workers=1)
+    assert f"{most} open files" in str(caught.value)
+
+
+def test_more_requests_than_memory_holds(server: NullServer) -> None:
+    """One error, and no traceback."""
+    flags = ["--url", server.http_url, "--rate", "200000", "--arrival", "constant", "--duration", "1000s"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tritongen", "loadtest", MODEL, *flags],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29)),
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: memory ran out\n  found:    Unable to allocate")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritongen.loadtest import samples
-from tritongen.loadtest.transport_http import GarbageError, HttpTransport, parse_head
+from tritongen.loadtest.transport_http import GarbageError, HttpTransport, parse_head, refusal
 
 BODY = b'{"outputs": [' + b"1" * 3000 + b"]}"
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
@@ -159,6 +160,11 @@ def test_nobody_there() -> None:
         return ends
 
     assert asyncio.run(main()) == [samples.REFUSED]
+
+
+def test_a_sender_without_files_left_has_not_been_refused_by_the_server() -> None:
+    assert refusal(OSError(errno.EMFILE, "Too many open files")) == samples.NOT_SENT
+    assert refusal(OSError(errno.ECONNREFUSED, "Connection refused")) == samples.REFUSED
 
 
 def test_heads() -> None:

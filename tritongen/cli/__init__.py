@@ -109,7 +109,7 @@ def run(argv: list[str] | None = None) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return ExitCode.USAGE
-    except (click.ClickException, TritongenError, OSError) as error:
+    except (click.ClickException, TritongenError, OSError, MemoryError) as error:
         explained = _explained(error)
         click.echo(f"error: {explained}", err=True)
         return explained.exit_code
@@ -128,10 +128,14 @@ def _check_text(argv: Sequence[str]) -> None:
         )
 
 
-def _explained(error: click.ClickException | TritongenError | OSError) -> TritongenError:
+def _explained(error: click.ClickException | TritongenError | OSError | MemoryError) -> TritongenError:
     """What click or the system says, in the form of every other error; those of no file pass."""
     if isinstance(error, TritongenError):
         return error
+    if isinstance(error, MemoryError):
+        return TritongenError(
+            "memory ran out", found=str(error) or None, fix="ask for less at once, or give it more memory"
+        )
     if isinstance(error, OSError):
         if error.filename is None and error.errno != errno.ENOENT:
             raise error

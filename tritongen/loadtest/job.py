@@ -62,22 +62,24 @@ def read_job(folder: Path) -> tuple[Job, list[bytes]]:
 
 def write_share(folder: Path, worker: int, share: Schedule | int) -> None:
     """A worker's part: its arrivals (open loop), or how many calls it keeps in flight (closed loop)."""
-    if isinstance(share, Schedule):
-        np.savez(share_path(folder, worker), offsets_ns=share.offsets_ns, requests=share.requests)
-    else:
-        np.savez(share_path(folder, worker), concurrency=share)
+    # Not np.savez: after a full disk its archive would print a traceback of its own as it is thrown away.
+    with share_path(folder, worker).open("wb") as file:
+        if isinstance(share, Schedule):
+            np.save(file, share.offsets_ns)
+            np.save(file, share.requests)
+        else:
+            np.save(file, share)
 
 
 def read_share(folder: Path, worker: int) -> Schedule | int:
     """What `write_share` laid down for this worker."""
-    with np.load(share_path(folder, worker)) as arrays:
-        if "concurrency" in arrays:
-            return int(arrays["concurrency"])
-        return Schedule(arrays["offsets_ns"], arrays["requests"])
+    with share_path(folder, worker).open("rb") as file:
+        first = np.load(file)
+        return Schedule(first, np.load(file)) if first.ndim else int(first)
 
 
 def share_path(folder: Path, worker: int) -> Path:
-    return folder / f"share-{worker}.npz"
+    return folder / f"share-{worker}.npy"
 
 
 def samples_path(folder: Path, worker: int) -> Path:

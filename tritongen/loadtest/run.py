@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tritongen.errors import ServerError
+from tritongen.errors import InputError, ServerError
 from tritongen.loadtest.explain import Knobs
 from tritongen.loadtest.fleet import Fleet
 from tritongen.loadtest.inputs import Inputs
@@ -33,6 +34,8 @@ from tritongen.serving.control import ServerControl, connect
 _SCRATCH_PREFIX = "tritongen-loadtest-"
 _LEAST_PROBE_TIMEOUT_S = 10.0
 _CONTROL_TIMEOUT_S = 5.0
+_FILES_OF_A_WORKER = 32
+"""Beside its connections."""
 
 
 def run_load_test(
@@ -71,6 +74,7 @@ def measure(
         check_samples_file(samples_file)
     address = parse_address(settings.url, settings.protocol)
     settings.check_transport(address.protocol, secure=address.secure)
+    _check_open_files(settings, address)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     control = connect(address.url, _CONTROL_TIMEOUT_S, _uncompressed(settings.access))
     try:
@@ -140,6 +144,19 @@ def _most_in_flight(settings: Settings) -> int:
     if settings.offered_rate is None:
         return -(-settings.effective_concurrency // _workers(settings))
     return max(1, settings.max_in_flight // _workers(settings))
+
+
+def _check_open_files(settings: Settings, address: Address) -> None:
+    """InputError where a closed loop over HTTP needs more connections than a process may open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _most_in_flight(settings) + _FILES_OF_A_WORKER
+    if address.protocol == "http" and settings.offered_rate is None and 0 <= most < needed:
+        raise InputError(
+            "--concurrency needs more connections than this machine lets a process open",
+            found=f"{most} open files (ulimit -Hn)",
+            expected=f"{needed} or more",
+            fix="raise that limit, give more --workers or a lower --concurrency, or use gRPC",
+        )
 
 
 def _offer(  # noqa: PLR0917

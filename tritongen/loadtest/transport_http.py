@@ -130,7 +130,9 @@ class HttpTransport:
 
 
 def refusal(error: OSError) -> int:
-    """The status of a connection that could not be made."""
+    """The status of a connection that could not be made; too few open files are a limit of this side."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return samples.NOT_SENT
     return samples.LOST if error.errno in (errno.ECONNRESET, errno.EPIPE) else samples.REFUSED
 
 
