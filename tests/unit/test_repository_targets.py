@@ -183,6 +183,15 @@ class TestAdapting:
         assert "RMSNormalization" in str(caught.value.found)
         assert not (tmp_path / "out").exists()
 
+    def test_an_opset_that_the_converter_does_not_know_is_told_in_plain_words(self, tmp_path: Path) -> None:
+        proto = models.linear()
+        proto.opset_import[0].version = 99
+        path = models.save(proto, tmp_path / "m.onnx")
+        with pytest.raises(ModelError, match="cannot be served") as caught:
+            adapt_model(path, find_target(OLD), tmp_path / "out")
+        assert "invalid version" in str(caught.value.found)
+        assert "Assertion" not in str(caught.value.found)
+
     def test_an_element_type_that_is_too_new_is_refused(self, tmp_path: Path) -> None:
         proto = typed(TensorProto.INT4)
         proto.ir_version, proto.opset_import[0].version = 10, 20

@@ -353,6 +353,24 @@ def test_files_that_are_not_what_their_names_say(name: str, content: bytes, tmp_
     assert "is not a readable" in refused(tmp_path / name, X)
 
 
+def test_an_encrypted_archive_is_no_crash(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=x_array())
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    (tmp_path / "d.npz").write_bytes(content)
+    message = refused(tmp_path / "d.npz", X)
+    assert "is not a readable" in message
+    assert "encrypted" in message
+
+
+def test_an_axis_is_proposed_only_where_the_rest_fits(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.arange(64, dtype=np.float32))
+    message = refused(tmp_path / "d.npz", X)
+    assert "[64]" in message
+    assert "[None]" not in message
+
+
 @pytest.mark.parametrize("name", ["d.npz", "d.npy"])
 def test_files_that_are_cut(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +132,12 @@ def _converted(model: Path, target: Target, opset: int) -> Any:
 
 
 def _first_line(error: Exception) -> str:
+    """What the converter says, without the place in its source and the assertion that did not hold."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return _ASSERTION.sub("", lines[0]) if lines else type(error).__name__
+
+
+_ASSERTION = re.compile(r"^\S+:\d+: \S+: Assertion `.*?` failed: (?:Warning: )?")
 
 
 def _save(proto: Any, source: Path, folder: Path) -> Path:

@@ -130,7 +130,11 @@ class _explained:  # noqa: N801 - reads like a function where it is used
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, KeyError)):
+        # RuntimeError: an encrypted entry, or a compression that zipfile lacks.
+        if isinstance(
+            error,
+            (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, KeyError),
+        ):
             raise DataError(
                 f"{self.path} is not a readable {self.path.suffix} file",
                 found=str(error).splitlines()[0] if str(error) else type(error).__name__,

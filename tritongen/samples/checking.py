@@ -184,7 +184,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
 def _wrong_shape(spec: TensorSpec, where: str, found: Rows) -> DataError:
     wanted = ", ".join(str(dim) for dim in spec.shape)
     fix = None
-    if found.ndim == spec.rank - 1:
+    if spec.rank and _fits((1, *found.shape), spec.shape):
         fix = f"add the leading axis when saving: {_variable(spec.name)}[None]"
     elif spec.rank == 4 and found.ndim == 4 and found.shape[-1] == spec.shape[1]:  # noqa: PLR2004
         fix = f"move the channels when saving: {_variable(spec.name)}.transpose(0, 3, 1, 2)"
