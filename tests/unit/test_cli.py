@@ -112,6 +112,8 @@ def test_the_exit_code_is_kept_wherever_the_signal_comes(number: int, tmp_path: 
         (["loadtest", "m", "--max-duration", "0s"], "must be more than 0", "tritongen loadtest --help"),
         (["loadtest", "--rate", "5"], "missing argument 'MODEL'", "tritongen loadtest --help"),
         (["loadtest", "m", "--json", "r", "--junit", "./r"], "two flags write the same file", "for each"),
+        (["loadtest", "m", "--token-env", "X", "--token-file", "y"], "two tokens at once", "one of them"),
+        (["loadtest", "m", "--token-file", "/dev/null"], "the token is empty", "where it comes from"),
         (["stop", "/nope"], "there is no folder /nope", "--all"),
         (["verify", "/nope"], "there is no model repository at /nope", "tritongen build"),
         (["serve", "/nope"], "there is no model repository at /nope", "tritongen build"),

@@ -13,6 +13,7 @@ from tritongen.loadtest.inputs import prepare_inputs
 from tritongen.loadtest.request import encode
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.target import Address, ServedModel, check_batch_size, parse_address
+from tritongen.serving.access import Access
 from tritongen.slo import parse_slo
 from tritongen.tensors import DATA_TYPES, TensorSpec, from_name
 
@@ -189,6 +190,8 @@ def test_an_address_tells_no_password() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"duration_s": 1e300}, "no run takes so long"),
+        ({"access": Access(headers=[("Content-Length", "5")])}, "says for itself"),
         ({"seed": -1}, "--seed must not be negative"),
         ({"workers": 257}, "so many --workers"),
         ({"metrics_url": "foo"}, "'foo' is not the address"),

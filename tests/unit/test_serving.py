@@ -279,7 +279,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """A web server that is no inference server."""
 
     def do_GET(self) -> None:
-        self.send_response(200 if self.path.startswith("/v2/health") or self.path == "/v2" else 404)
+        self.send_response(200 if self.path == "/v2" else 404)
         self.end_headers()
         self.wfile.write(b"<html>hello</html>")
 
@@ -289,9 +289,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class LockedHandler(Handler):
+    """A proxy that wants a token."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b'{"error": "no token"}')
+
+
 @pytest.fixture
 def web_server() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    yield from serve(Handler)
+
+
+@pytest.fixture
+def locked_server() -> Iterator[str]:
+    yield from serve(LockedHandler)
+
+
+def serve(handler: type[Handler]) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -341,8 +359,17 @@ class TestWrongAddresses:
             control.server_metadata()
         with pytest.raises(ServerError, match="no model 'm'"):
             control.model_metadata("m")
+        with pytest.raises(ServerError, match="does not speak the KServe v2 protocol") as caught:
+            control.check_ready("m")
+        assert caught.value.found == "HTTP status 404 for /v2/health/live"
         with pytest.raises(ServerError, match="HTTP status 404"):
             read_metrics(f"{web_server}/metrics")
+
+    def test_a_proxy_that_asks_for_a_token(self, locked_server: str) -> None:
+        with pytest.raises(ServerError, match="lets nobody in") as caught:
+            connect(locked_server).check_ready("m")
+        assert caught.value.found == "HTTP status 401: no token"
+        assert not connect(locked_server).is_live()
 
     def test_a_grpc_server_of_something_else(self) -> None:
         other = grpc.server(ThreadPoolExecutor(1))

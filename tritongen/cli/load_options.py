@@ -186,6 +186,8 @@ def _token(variable: str | None, file: str | None) -> list[tuple[str, str]]:
 
     if variable is None and file is None:
         return []
+    if variable is not None and file is not None:
+        raise InputError("two tokens at once", found="--token-env and --token-file", fix="give one of them")
     try:
         token = os.environ[variable] if variable is not None else Path(file or "").read_text(encoding="utf-8")
     except KeyError:
@@ -199,4 +201,6 @@ def _token(variable: str | None, file: str | None) -> list[tuple[str, str]]:
             found=f"{file}: {reason}",
             fix="name a file that holds the token and nothing else",
         ) from None
+    if not token.strip():
+        raise InputError("the token is empty", found=variable or file, fix="see to where it comes from")
     return [("authorization", f"Bearer {token.strip()}")]

@@ -26,6 +26,8 @@ _LONGEST_WARMUP_S = 5.0
 _WARMUP_SHARE = 0.1
 _RATE_PER_WORKER = 2000.0
 _CONCURRENCY_PER_WORKER = 16
+_LONGEST_S = 1e9
+"""Thirty years; ten times as long no longer fits into the samples' nanoseconds."""
 _MOST_WORKERS = 256
 """Each is a Python process; more would take longer to start than they are waited for."""
 
@@ -166,6 +168,13 @@ class Settings:
         ):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be positive", found=f"{value:g}", expected="more than 0")
+        if self.duration_s > _LONGEST_S:
+            raise InputError(
+                "no run takes so long",
+                found=f"{self.duration_s:g} s",
+                expected=f"at most {_LONGEST_S:g} s",
+                fix="see to --duration, or to the times of --trace",
+            )
         if self.seed < 0:
             raise InputError("--seed must not be negative", found=str(self.seed), expected="0 or more")
         if self.workers is not None and self.workers > _MOST_WORKERS:

@@ -36,13 +36,6 @@ def parse_address(url: str, protocol: Protocol | None = None) -> Address:
     """The address that `url` names; InputError when it is none, or is not of the wanted protocol."""
     parts, host, port = split_address(url, protocol or "http")
     scheme = parts.scheme
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise InputError(
-            "an address with more than a host, a port and a path",
-            found="a user name or a password" if "@" in parts.netloc else f"?{parts.query or parts.fragment}",
-            expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
-            fix="credentials go into --token-env, --token-file or --header",
-        )
     if protocol is not None and scheme.removesuffix("s") != protocol:
         raise InputError(
             f"--protocol {protocol} and --url disagree",

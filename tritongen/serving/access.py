@@ -12,6 +12,8 @@ from tritongen.errors import InputError
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
+_FRAMING = frozenset({"content-length", "transfer-encoding", "inference-header-content-length"})
+
 
 @dataclass(frozen=True)
 class Access:
@@ -28,8 +30,12 @@ class Access:
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
     def check(self) -> None:
-        """InputError for a header that HTTP cannot carry."""
+        """InputError for a header that HTTP cannot carry, or that says how long a request is."""
         for name, value in self.headers:
+            if name.lower() in _FRAMING:
+                raise InputError(
+                    "a header that every request says for itself", found=f"'{name}'", fix="leave it away"
+                )
             if not (_HEADER_NAME.fullmatch(name) and value.isprintable() and value.isascii()):
                 raise InputError(
                     "a header that cannot be sent",

@@ -146,6 +146,13 @@ def split_address(url: str, scheme: str = "http") -> tuple[SplitResult, str, int
             expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
             fix="for a Triton on this machine: --url http://127.0.0.1:8000",
         )
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InputError(
+            "an address with more than a host, a port and a path",
+            found="a user name or a password" if "@" in parts.netloc else f"?{parts.query or parts.fragment}",
+            expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
+            fix="credentials go into --token-env, --token-file or --header",
+        )
     usual = 8000 if parts.scheme == "http" and "://" not in url else DEFAULT_PORTS[parts.scheme]
     return parts, host, port or usual
 

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_LOCKED = frozenset({401, 403, 407})
+"""HTTP status of who may not ask."""
+_OF_A_SERVER = frozenset({200, 400, 503})
+"""Which an inference server answers to whether it lives; Triton says 400 where it does not."""
+
+
 class Refusal(Exception):  # noqa: N818  (it is an answer, not a failure of ours)
     """The server answered that it will not; the text is its own."""
 
@@ -37,7 +43,7 @@ class HttpTransport:
         self._timeout_s = timeout_s
 
     def server_live(self) -> bool:
-        return self._status("/v2/health/live")
+        return self._status("/v2/health/live", _OF_A_SERVER)
 
     def server_ready(self) -> bool:
         return self._status("/v2/health/ready")
@@ -110,8 +116,17 @@ class HttpTransport:
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def _status(self, path: str) -> bool:
-        status, _ = self._exchange("GET", path, None)
+    def _status(self, path: str, known: frozenset[int] = frozenset()) -> bool:
+        status, content = self._exchange("GET", path, None)
+        if status in _LOCKED:
+            said = _error(content)
+            raise ServerError(
+                f"{self._address} lets nobody in who does not prove who it is",
+                found=f"HTTP status {status}" + (f": {said}" if said else ""),
+                fix="give --token-env, --token-file or --header, whichever the proxy in front of it asks for",
+            )
+        if known and status not in known:
+            raise self._not_v2(f"HTTP status {status} for {path}")
         return status == http.client.OK
 
     def _object(self, path: str) -> dict[str, Any]:
