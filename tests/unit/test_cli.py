@@ -63,6 +63,18 @@ def test_signals_that_end_a_command(number: int, handler: signal.Handlers, code:
         signal.signal(number, before)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_behind_standard_output_is_one_error() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tritongen", "schema", "spec"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: what this command prints")
+    assert "Traceback" not in ended.stderr
+
+
 STOPPED = """
 import os, signal, sys
 from tritongen.cli.stopping import INTERRUPTED, until_stopped

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 """How Python shows bytes of a command line that are no text."""
 _NO_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 EXAMPLES = """\b
 Examples:
@@ -137,6 +138,12 @@ def _explained(error: click.ClickException | TritongenError | OSError | MemoryEr
             "memory ran out", found=str(error) or None, fix="ask for less at once, or give it more memory"
         )
     if isinstance(error, OSError):
+        if error.filename is None and error.errno in _NO_ROOM:
+            return TritongenError(
+                "what this command prints or keeps could not be written",
+                found=error.strerror,
+                fix="make room on the disk that it goes to, or send it elsewhere",
+            )
         if error.filename is None and error.errno != errno.ENOENT:
             raise error
         kind = InputError if error.errno in _NO_PATH else TritongenError
