@@ -130,6 +130,9 @@ def test_the_exit_code_is_kept_wherever_the_signal_comes(number: int, tmp_path: 
         (["verify", "/nope"], "there is no model repository at /nope", "tritongen build"),
         (["serve", "/nope"], "there is no model repository at /nope", "tritongen build"),
         (["verify", "-r", "/nope", "net"], "there is no model repository at /nope", "tritongen build"),
+        (["serve", "--cache-mb", "-5"], "--cache-mb", "tritongen serve --help"),
+        (["serve", "--ready-timeout", "nan"], "nan is not a usable number", "tritongen serve --help"),
+        (["loadtest", "m", "--compose-timeout", "inf"], "inf is not a usable number", "loadtest --help"),
         (["serve", "-r", "/nope"], "there is no model repository at /nope", "tritongen build"),
     ],
 )

@@ -271,6 +271,11 @@ class TestDiagnosis:
         assert "libdcgm" in str(error.found)
         assert "triton.log" in str(error.fix)
 
+    def test_an_option_that_triton_does_not_know(self) -> None:
+        log = "/a/bin/tritonserver: unrecognized option '--x=1'\nUsage: …\n\tDefault is 0.\n"
+        found = cause_of_failure(log, 1, Path("repo"), None).found
+        assert found == "tritonserver: unrecognized option '--x=1'"
+
     def test_an_empty_log(self) -> None:
         assert cause_of_failure("", 1, Path("repo"), None).found == "an empty log"
 

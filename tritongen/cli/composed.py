@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tritongen.cli.options import Function
+from tritongen.cli.options import Function, finite
 from tritongen.cli.servers import mounted_repository
 
 _READY_TIMEOUT_S = 300.0
@@ -21,6 +21,7 @@ def compose_flags(command: Function) -> Function:
         click.option(
             "--compose-timeout",
             type=click.FloatRange(min=0, min_open=True),
+            callback=finite,
             default=_READY_TIMEOUT_S,
             show_default=True,
             metavar="S",

@@ -59,9 +59,10 @@ def _objectives(ctx: click.Context, param: click.Parameter, texts: tuple[str, ..
     return texts
 
 
-def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:  # noqa: ARG001
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:  # noqa: ARG001
+    """The number, which `float` also reads from `nan` and `inf`."""
     if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a number of milliseconds")
+        raise click.BadParameter(f"{value} is not a usable number")
     return value
 
 
@@ -131,7 +132,7 @@ p99_ms = click.option(
     "--p99-ms",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MS",
-    callback=_finite,
+    callback=finite,
     help="Short for --slo 'p99<=MSms'.",
 )
 calibration_data = click.option(

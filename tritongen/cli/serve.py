@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tritongen.cli import options
 from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
@@ -52,10 +53,19 @@ OWN_FLAGS = {
     help="Where Triton's log goes; - is stdout.",
 )
 @click.option(
-    "--cache-mb", type=int, help="Size of the response cache; 0: none. Default: 100 if a model asks for one."
+    "--cache-mb",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Size of the response cache; 0: none. Default: 100 if a model asks for one.",
 )
 @click.option(
-    "--ready-timeout", default=300.0, show_default=True, metavar="S", help="Seconds to load all models."
+    "--ready-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=options.finite,
+    default=300.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds to load all models.",
 )
 def command(  # noqa: PLR0917  (click passes every option by position or name)
     words: tuple[str, ...],

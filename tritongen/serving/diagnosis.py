@@ -22,6 +22,10 @@ _PORT_TAKEN = re.compile(r"address already in use|socket '[^']*' already in use"
 # "Internal: TritonModelException: " says nothing to a user; a Python exception's own name does.
 _STATUS = re.compile(r"^(Internal|Invalid argument|Unavailable|Not found|Unsupported|Unknown): ")
 _SOURCE_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ [^(]*\(.*?\) ")
+_NO_OPTION = re.compile(
+    r"^(?:\S*/)?(tritonserver: (?:unrecognized option|invalid option|option '))", re.MULTILINE
+)
+"""Before a page of usage."""
 _KILLED = 137
 _A_LINE = "\n" + " " * 12  # under what follows "  found:    "
 _BACKENDS = 'backend: "onnxruntime" (or "python")'
@@ -100,6 +104,8 @@ def _readable(cause: str, log: str) -> str:
 
 def last_error(log: str) -> str:
     """The line of a log that says most about the server's end: the last error, or the last line."""
+    if match := _NO_OPTION.search(log):
+        return log[match.start(1) :].partition("\n")[0]
     lines = [line for line in log.splitlines() if line.strip() and not line.startswith(("|", "+", "I"))]
     telling = [line for line in lines if re.match(r"error:|E\d{4} |.*error while loading", line)]
     return with_names((telling or lines or ["an empty log"])[-1])
