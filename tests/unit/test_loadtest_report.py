@@ -58,6 +58,13 @@ def report(
     return make_report(settings, subject, Measurement(**{**fields, **changes}), server_gone=None)
 
 
+def test_others_who_use_the_model_are_noted() -> None:
+    assert not any("others used" in note for note in report("p99<=20ms").notes)
+    busy = ModelStatistics("digits", "1", inference_count=16_000, execution_count=9000)
+    (note,) = (note for note in report("p99<=20ms", after=busy).notes if "others used" in note)
+    assert "counted 16000 inferences in the window, at most 11000 of them of this test" in note
+
+
 def test_a_report_ends_in_the_verdict_and_survives_json() -> None:
     found = report("p99<=20ms", "throughput>=200/s")
     assert found.outcome is LoadOutcome.PASS

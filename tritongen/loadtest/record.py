@@ -9,7 +9,7 @@ from tritongen.loadtest import explain, statistics, summary
 from tritongen.loadtest.evidence import Evidence, lowest_limit_ms
 from tritongen.loadtest.explain import Knobs, Scene
 from tritongen.loadtest.inputs import Inputs
-from tritongen.loadtest.samples import Samples
+from tritongen.loadtest.samples import TIMEOUT, Samples
 from tritongen.loadtest.settings import Settings
 from tritongen.loadtest.target import Address, ServedModel
 from tritongen.loadtest.verdict import Verdict, reach_verdict
@@ -17,6 +17,8 @@ from tritongen.runs.loadtest import GpuFigures, Load, LoadReport, LookResult, Se
 from tritongen.runs.records import Machine
 from tritongen.serving.statistics import ModelStatistics
 
+_OTHERS, _SOME_MORE = 1.1, 20
+"""The server's counts are taken a little before or after the edges of the window."""
 _CLOSED_LOOP = (
     "closed loop: it sends less while the server is slow, so it hides queueing; test promises with --rate"
 )
@@ -92,7 +94,11 @@ def make_report(
         load=_load(settings, subject.inputs),
         outcome=verdict.outcome,
         reasons=verdict.reasons,
-        notes=verdict.notes if settings.offered_rate is not None else (*verdict.notes, _CLOSED_LOOP),
+        notes=(
+            *verdict.notes,
+            *_shared(measurement.samples, evidence, subject.own_requests, figures),
+            *([_CLOSED_LOOP] if settings.offered_rate is None else []),
+        ),
         partial=measurement.stopped,
         started=subject.started,
         window_s=evidence.seconds,
@@ -154,6 +160,23 @@ def _counted(samples: Samples, evidence: Evidence, own_requests: int) -> Samples
     rows = samples.rows
     there = (rows["done_ns"] >= evidence.start_ns) & (rows["done_ns"] < evidence.end_ns)
     return Samples(rows[there & samples.ok & (rows["request"] < own_requests)])
+
+
+def _shared(
+    samples: Samples, evidence: Evidence, own_requests: int, figures: ServerFigures | None
+) -> list[str]:
+    """A note where the server counted clearly more than this test can have sent: others use the model."""
+    rows = samples.rows[samples.rows["request"] < own_requests]
+    # The server may answer what timed out later, and what the warm-up sent in the window.
+    counted = (rows["done_ns"] >= evidence.start_ns) | (rows["status"] == TIMEOUT)
+    ours = int(rows["batch"][counted].sum())
+    if figures is None or figures.inferences <= _OTHERS * ours + _SOME_MORE:
+        return []
+    text = (
+        f"others used the model meanwhile: the server counted {figures.inferences} inferences in the window, "
+        f"at most {ours} of them of this test; latencies and its figures are those of both loads"
+    )
+    return [text]
 
 
 def _explained(
