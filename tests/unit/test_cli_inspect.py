@@ -76,6 +76,14 @@ def test_inspect_says_when_batching_is_refuted_or_not_run(tmp_path: Path, capsys
     assert "Frobnicate" in json.loads(capsys.readouterr().out)["batch"]["note"]
 
 
+def test_inspect_shows_a_model_that_memory_does_not_hold(tmp_path: Path, capsys: Captured) -> None:
+    save(models.relu(width=2**50), tmp_path / "m.onnx")
+    assert run(["inspect", "m.onnx"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "not run, as memory ran out" in shown
+    assert "Relu × 1" in shown
+
+
 def test_inspect_refuses_bad_files(tmp_path: Path, detector: Path, encoder: Path, capsys: Captured) -> None:
     (tmp_path / "text.onnx").write_text("hello\n", encoding="utf-8")
     assert "text file that begins with 'hello'" in fails(capsys, "inspect", "text.onnx")

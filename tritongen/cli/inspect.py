@@ -104,6 +104,8 @@ def _confirm(graph: Graph, inputs: tuple[ResolvedInput, ...], seed: int) -> tupl
             return replace(graph, batch=confirm_batch_axis(graph, inputs, runner.infer, seed)), None
     except TritongenError as error:
         return graph, f"{error.message}: {error.found}" if error.found else error.message
+    except MemoryError as error:
+        return graph, f"not run, as memory ran out: {error}"
 
 
 def _as_json(graph: Graph, inputs: tuple[ResolvedInput, ...], note: str | None) -> dict[str, Any]:

@@ -166,7 +166,10 @@ class OnnxRuntimeRunner:
 _REMEDIES = (
     ("o Op registered", "export it without that operator: libraries of custom operators are not loaded"),
     ("not a registered", "export it without that operator: libraries of custom operators are not loaded"),
-    ("Could not find an implementation", "export that operator with other types: float32 has most kernels"),
+    (
+        "Could not find an implementation",
+        "export it with a newer opset, or that operator with other types: float32 has most kernels",
+    ),
     ("two nodes with same node name", "give each node a name of its own, or none"),
     ("Type Error", "export it again: the types that it declares are not those that its nodes take"),
 )
