@@ -20,7 +20,7 @@ from tritongen.engines.tensorrt.options import FRESH, builder_options, settings_
 from tritongen.engines.tensorrt.profiles import Extent
 from tritongen.engines.tensorrt.progress import Phases, monitor
 from tritongen.engines.tensorrt.recipes import calibrator_recipe
-from tritongen.errors import BuildError, DataError, RequirementError, SpecError
+from tritongen.errors import BuildError, RequirementError, SpecError
 from tritongen.precision.int8 import write_samples
 from tritongen.runs.events import Event
 from tritongen.runs.records import Artifact, Candidate
@@ -208,7 +208,43 @@ def test_the_calibrator_gets_the_samples_that_fit_the_first_profile(tmp_path: Pa
     found = calibration_calls(out, [{"images": one}])
     assert found is not None
     assert [call["images"].max() for call in found[0]] == [0.0, 1.0]
-    assert found[1] == tmp_path / "calibrator-1.txt"
-    four = Extent((4, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))
-    with pytest.raises(DataError, match="no sample that fits"):
-        calibration_calls(out, [{"images": four}])
+    larger = Extent((1, 3, 8, 8), (1, 3, 10, 8), (1, 3, 10, 8))
+    with pytest.raises(BuildError, match="no sample that fits"):  # of this candidate, and of no other
+        calibration_calls(out, [{"images": larger}])
+
+
+def test_the_calibrator_gets_batches_of_what_the_profile_is_tuned_for(tmp_path: Path) -> None:
+    recipe, out = calibrator_recipe(), tmp_path / "out" / "model.onnx"
+    path = models.save(models.convolutional(), tmp_path / "m.onnx")
+    calls = [{"x": np.full((1, 3, 8, 8), i, np.float32)} for i in range(5)]
+    write_samples(path, calls, recipe, out, cache=tmp_path / "calibrator-1.txt")
+    (candidate,) = (
+        FP16.model_copy(update={"options": change})
+        for name, change in variations(
+            FP16, api.features(EIGHT), best_of=1, thorough=True, inputs=[IMAGE], max_batch_size=4
+        )
+        if name == "one-profile"
+    )
+    found, single = (
+        calibration_calls(out, profiles)
+        for profiles in (settings_of(candidate, out).profiles, [{"x": Extent(*[(1, 3, 8, 8)] * 3)}])
+    )
+    assert found is not None
+    assert single is not None
+    assert [list(call["x"][:, 0, 0, 0]) for call in found[0]] == [[0, 1, 2, 3], [4, 0, 1, 2]]
+    assert len(single[0]) == 5
+    assert found[1] == single[1]  # the ranges are the samples' own
+
+
+def test_the_calibrators_cache_is_another_ones_where_other_samples_fit(tmp_path: Path) -> None:
+    recipe, out = calibrator_recipe(), tmp_path / "out" / "model.onnx"
+    path = models.save(models.convolutional(), tmp_path / "m.onnx")
+    calls = [{"images": np.zeros((1, 3, size, 8), np.float32)} for size in (8, 9)]
+    write_samples(path, calls, recipe, out, cache=tmp_path / "calibrator-1.txt")
+    caches = set()
+    for size in (8, 9):
+        found = calibration_calls(out, [{"images": Extent(*[(1, 3, size, 8)] * 3)}])
+        assert found is not None
+        caches.add(found[1])
+    assert len(caches) == 2
+    assert all(cache.match("calibrator-1-*.txt") for cache in caches)
