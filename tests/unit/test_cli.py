@@ -75,6 +75,14 @@ def test_a_full_disk_behind_standard_output_is_one_error() -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_what_a_terminal_cannot_show_is_no_crash() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tritongen", "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    assert "P99 \\u2264 20 ms" in ended.stdout
+
+
 STOPPED = """
 import os, signal, sys
 from tritongen.cli.stopping import INTERRUPTED, until_stopped
