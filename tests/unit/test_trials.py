@@ -63,6 +63,21 @@ def test_several_gpus_work_at_once(prepared: tuple[Search, tuple[Candidate, ...]
     assert most == 2
 
 
+def test_the_fallback_shares_the_budget_with_others_on_other_gpus(
+    prepared: tuple[Search, tuple[Candidate, ...]], tmp_path: Path
+) -> None:
+    search, (fallback, other) = prepared
+    roomy, seen = searched(search, tmp_path / "roomy", budget=Budget(10), devices=2)
+    assert len(run_trials(roomy, [fallback, other]).trials) == 2
+    assert [event.status for event in seen if event.status in ("started", "finished")][:2] == ["started"] * 2
+    # The fallback is this run's progress, so that nothing else may outlive the budget.
+    spent, _ = searched(search, tmp_path / "spent", budget=Budget(0.001), devices=2)
+    assert run_trials(spent, [fallback, other]).left_out == (other.id,)
+    # It is known then, and the next run's progress is the other.
+    again, _ = searched(search, tmp_path / "spent", budget=Budget(0.001), devices=2)
+    assert run_trials(again, [fallback, other]).left_out == ()
+
+
 def test_an_interrupt_ends_all_trials_at_work(
     prepared: tuple[Search, tuple[Candidate, ...]], tmp_path: Path
 ) -> None:

@@ -80,13 +80,8 @@ def run_trials(search: Search, candidates: Sequence[Candidate], *, fallback: boo
 
     `fallback`: the first candidate is tried whatever the budget says.
     """
-    work = _Work(search)
     ordered = by_promise(candidates)
-    done: dict[str, Trial | None] = {}
-    if fallback and ordered:
-        first, *ordered = ordered
-        done[first.id] = work.trial(first, bounded=False)
-    done |= work.all(ordered)
+    done = _Work(search, fallback=ordered[0] if fallback and ordered else None).all(ordered)
     return Tried(
         tuple(trial for one in candidates if (trial := done[one.id]) is not None),
         tuple(one.id for one in candidates if done[one.id] is None),
@@ -107,8 +102,10 @@ def by_promise(candidates: Sequence[Candidate]) -> list[Candidate]:
 class _Work:
     """Runs trials, several at once where there are several GPUs."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, *, fallback: Candidate | None = None) -> None:
         self._search = search
+        self._fallback = fallback
+        self._fallback_ahead = fallback is not None and self._known(fallback) is None
         self._events = search.setting.events
         self._took_s: list[float] = []
         self._stop = threading.Event()
@@ -142,7 +139,7 @@ class _Work:
                 self._stop.set()  # an interrupt
                 raise
 
-    def trial(self, candidate: Candidate, *, bounded: bool = True, device: int | None = None) -> Trial | None:
+    def trial(self, candidate: Candidate, *, device: int | None = None) -> Trial | None:
         """The candidate's trial, from an earlier run if it answers the same question; None: no room."""
         setting, budget = replace(self._search.setting, events=self._events), self._search.budget
         job = _trial_job(self._search, candidate)
@@ -151,7 +148,7 @@ class _Work:
         if known is not None:
             setting.events(_told(known, Goal.of(setting.spec), again=False))
             return known
-        allowed_s = budget.allowed_s(self._took_s) if bounded else math.inf
+        allowed_s = self._allowed_s(candidate)
         if allowed_s is None:
             setting.events(Event("trial", "skipped", "the build budget has no room for it", candidate.id))
             return None
@@ -159,6 +156,7 @@ class _Work:
         began = time.monotonic()
         timeout_s = min(_TRIAL_TIMEOUT_S, allowed_s)
         trial = _run_trial(setting, job, timeout_s=timeout_s, device=device, stop=self._stop)
+        self._fallback_ahead &= candidate != self._fallback
         cut_short = self._stop.is_set() or (math.isfinite(allowed_s) and budget.left_s() <= 0)
         if cut_short and trial.outcome is Outcome.FAILED:
             (folder / "trial.json").unlink(missing_ok=True)
@@ -169,6 +167,19 @@ class _Work:
         self._took_s.append(time.monotonic() - began)
         setting.events(_told(trial, Goal.of(setting.spec), again=True))
         return trial
+
+    def _known(self, candidate: Candidate) -> Trial | None:
+        folder = self._search.setting.run.trial(candidate.id)
+        return _finished(folder, _trial_job(self._search, candidate).key)
+
+    def _allowed_s(self, candidate: Candidate) -> float | None:
+        """Seconds that the trial may take; None: no room."""
+        budget = self._search.budget
+        if candidate == self._fallback:
+            return math.inf
+        if self._fallback_ahead:  # at work on another GPU: it is the progress that each run makes
+            return budget.left_s() if budget.fits(self._took_s) else None
+        return budget.allowed_s(self._took_s)
 
 
 def _one_at_a_time(events: EventSink) -> EventSink:
