@@ -138,8 +138,10 @@ def test_two_gpus_build_into_one_repository(tmp_path: Path) -> None:
     """`tritongen build` once on each "GPU"; verify loads the plan that is meant for the one at hand."""
     models.save(models.linear(), tmp_path / "net.onnx")
     flags = ("--engine", "tensorrt", "--precision", "fp32", "--max-batch-size", "2", "--effort", "quick")
-    tritongen(tmp_path, "9.0", "build", "net.onnx", *flags, "--run-dir", "a")
-    said = tritongen(tmp_path, "8.9", "build", "net.onnx", *flags, "--run-dir", "b")
+    tritongen(tmp_path, "9.0", "build", "net.onnx", *flags)
+    assert "unchanged" in tritongen(tmp_path, "9.0", "build", "net.onnx", *flags)
+    said = tritongen(tmp_path, "8.9", "build", "net.onnx", *flags)
+    assert "compute capability is 8.9 and was 9.0" in said
     assert "beside the plans for compute capability 9.0" in said
     manifest = read_manifest(tmp_path / "model_repository" / "net")
     assert [plan.file for plan in manifest.plans] == ["model.cc89.plan", "model.cc90.plan"]

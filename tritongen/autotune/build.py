@@ -99,13 +99,15 @@ def _build(name: str, plan: Plan, events: EventSink) -> ModelBuild:
 def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
     # What is heavy is imported once it is needed: recognising an unchanged model must take no time.
     model, run = plan.spec.models[name], RunDirectory(plan.spec.run_dir / name)
+    from tritongen.autotune.changes import made_elsewhere, narrower_notes
+
     settings = _settings(name, plan)
-    if not plan.fresh and fingerprint.unchanged(run.fingerprint, settings):
+    # A plan is made for what its engine finds, which NVML and the installed packages need not show.
+    if not plan.fresh and fingerprint.unchanged(run.fingerprint, settings) and not made_elsewhere(run):
         try:
             return read_record(run.result, ModelBuild).model_copy(update={"status": "unchanged"})
         except (OSError, TritongenError):
             pass  # an interrupted write, or a record of another version: build as usual
-    from tritongen.autotune.changes import narrower_notes
     from tritongen.autotune.stages import Setting
     from tritongen.autotune.winner import choose_winner
 

@@ -30,6 +30,19 @@ def change_notes(run: RunDirectory, versions: Mapping[str, str]) -> Iterator[str
         yield f"built again from scratch: {', '.join(changed)}"
 
 
+def made_elsewhere(run: RunDirectory) -> bool:
+    """Whether the last winner is a plan for another GPU, or for other versions, than TensorRT finds here."""
+    built = _built_with(run)
+    if "compute_capability" not in built:
+        return False
+    from tritongen.engines import load_engine
+
+    try:
+        return any(change_notes(run, load_engine("tensorrt").versions()))
+    except TritongenError:  # the build says what is missing
+        return True
+
+
 def narrower_notes(run: RunDirectory, selection: Selection) -> Iterator[str]:
     """That the largest batch is smaller than in the last build of `run`, which may be what is served."""
     last = _last_build(run)

@@ -15,7 +15,10 @@ from tritongen.files import digest_files
 from tritongen.runs.records import Record
 from tritongen.runs.store import read_record
 
-_LIBRARIES = ("tritongen", "numpy", "onnx", "onnxruntime", "tensorrt", "jinja2", "tritonclient")
+_LIBRARIES = (
+    "tritongen", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu12",
+    "tensorrt-cu13", "jinja2", "tritonclient",
+)  # fmt: skip
 
 
 class FileStamp(Record):
