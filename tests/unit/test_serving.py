@@ -110,8 +110,20 @@ class TestRegistry:
         register(tmp_path, server)
         assert find_server(tmp_path, Path(server.repository)) == server
         assert find_server(tmp_path, tmp_path / "other") is None
-        forget(tmp_path, Path(server.repository))
+        forget(tmp_path, Path(server.repository), server.pid + 1)
+        assert running_servers(tmp_path) == [server]
+        forget(tmp_path, Path(server.repository), server.pid)
         assert running_servers(tmp_path) == []
+
+    def test_of_two_that_were_started_at_once_the_second_is_refused(
+        self, tmp_path: Path, server: RunningServer
+    ) -> None:
+        """Else only the second would be known, and the first could not be stopped."""
+        register(tmp_path, server)
+        second = replace(server, pid=os.getppid(), process=process_identity(os.getppid()))
+        with pytest.raises(RequirementError, match="served already"):
+            register(tmp_path, second)
+        assert running_servers(tmp_path) == [server]
 
     def test_a_process_with_a_recycled_pid_is_not_the_server(
         self, tmp_path: Path, server: RunningServer
@@ -133,7 +145,7 @@ class TestRegistry:
         (tmp_path / "servers").mkdir()
         (tmp_path / "servers" / "x.json").write_text(content)
         assert running_servers(tmp_path) == []
-        assert not list((tmp_path / "servers").iterdir())
+        assert not list((tmp_path / "servers").glob("*.json"))
 
     def test_chooses_the_one_that_is_meant(
         self, tmp_path: Path, server: RunningServer, monkeypatch: pytest.MonkeyPatch

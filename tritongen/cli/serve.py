@@ -151,15 +151,11 @@ def _loaded(host: str, flags: tuple[str, ...]) -> tuple[str, ...] | None:
 
 
 def _refuse_second(state: Path, repository: Path) -> None:
-    from tritongen.errors import RequirementError
-    from tritongen.serving.registry import find_server, listing
+    """Before a server is started for nothing; two that start at once are told apart by `register`."""
+    from tritongen.serving.registry import already_served, find_server
 
     if running := find_server(state, repository):
-        raise RequirementError(
-            "this repository is being served already",
-            found=listing([running]),
-            fix=f"use that one, or end it first: tritongen stop {shlex.quote(str(repository))}",
-        )
+        raise already_served(running)
 
 
 def _refuse_ports(state: Path, host: str, ports: Mapping[str, int]) -> None:
@@ -192,7 +188,7 @@ def _keep(server: EmbeddedServer, state: Path) -> int:
         _announce(server)
         server.detach()  # until here the server ends with this process, however that ends
     except BaseException:
-        forget(state, server.repository)
+        forget(state, server.repository, server.pid)
         server.stop()
         raise
     click.echo(
@@ -217,7 +213,7 @@ def _attend(server: EmbeddedServer, state: Path) -> int:
     finally:
         # A second Ctrl-C must not leave the record behind; the server ends with this process anyway.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        forget(state, server.repository)
+        forget(state, server.repository, server.pid)
         server.stop()
     if code:
         raise ServerError(

@@ -54,5 +54,5 @@ def _stop(state: Path, pid: int, repository: str) -> None:
             found=f"PID {pid} runs on",
             fix=f"wait, where --exit-timeout-secs gives requests in flight so long; else kill -9 {pid}",
         )
-    forget(state, Path(repository))
+    forget(state, Path(repository), pid)
     click.echo(f"stopped the server of {repository}")

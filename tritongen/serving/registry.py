@@ -9,12 +9,14 @@ A record whose process is gone (or whose PID now belongs to another process) is 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,10 +95,16 @@ def new_log(state: Path, repository: Path) -> Path:
 
 
 def register(state: Path, server: RunningServer) -> None:
-    """Remember a running server; RequirementError if the state folder cannot be written."""
+    """Remember a running server; RequirementError if another one serves its repository by now.
+
+    Also if the state folder cannot be written.
+    """
     path = record_path(state, Path(server.repository))
     try:
-        write_text(path, json.dumps({"schema": SCHEMA, **asdict(server)}, indent=2) + "\n")
+        with _locked(state):
+            if (other := _read(path)) is not None and other.alive and other.pid != server.pid:
+                raise already_served(other)
+            write_text(path, json.dumps({"schema": SCHEMA, **asdict(server)}, indent=2) + "\n")
     except OSError as error:
         raise RequirementError(
             "cannot remember the running server",
@@ -105,9 +113,22 @@ def register(state: Path, server: RunningServer) -> None:
         ) from error
 
 
-def forget(state: Path, repository: Path) -> None:
-    """Remove the record of the server of `repository`, if there is one."""
-    record_path(state, repository).unlink(missing_ok=True)
+def already_served(server: RunningServer) -> RequirementError:
+    """The error for a second server of one repository: `reload` and `stop` would know only one of them."""
+    return RequirementError(
+        "this repository is being served already",
+        found=listing([server]),
+        fix=f"use that one, or end it first: tritongen stop {shlex.quote(server.repository)}",
+    )
+
+
+def forget(state: Path, repository: Path, pid: int) -> None:
+    """Remove the record of the server of `repository` if it is the one with this PID."""
+    path = record_path(state, repository)
+    if path.exists():
+        with _locked(state):
+            if (server := _read(path)) is not None and server.pid == pid:
+                path.unlink(missing_ok=True)
 
 
 def running_servers(state: Path) -> list[RunningServer]:
@@ -117,8 +138,10 @@ def running_servers(state: Path) -> list[RunningServer]:
         server = _read(path)
         if server is not None and server.alive:
             servers.append(server)
-        else:
-            path.unlink(missing_ok=True)
+            continue
+        with _locked(state):  # a new server may have been written down meanwhile
+            if (server := _read(path)) is None or not server.alive:
+                path.unlink(missing_ok=True)
     return servers
 
 
@@ -170,6 +193,19 @@ def dead_instances(pid: int) -> int:
     """How many processes of the server's instances have ended; Triton starts none again, and says "ready"."""
     instances = (each for triton in children(pid) for each in children(triton))
     return sum(not process_identity(each) for each in instances)
+
+
+@contextlib.contextmanager
+def _locked(state: Path) -> Iterator[None]:
+    """Alone with the records for the moment that it takes to look at one and to change it."""
+    folder = state / "servers"
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read(path: Path) -> RunningServer | None:
