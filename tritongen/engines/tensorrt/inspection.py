@@ -68,14 +68,17 @@ class Proof:
 def layers_of(trt: Any, engine: Any, context: Any = None) -> tuple[Layer, ...]:
     """The layers of an engine in execution order; needs a plan built with detailed verbosity.
 
-    With a `context`, of the optimization profile that it uses.
+    With a `context`, of the optimization profile that it uses; none where the inspector says nothing.
     """
-    inspector = engine.create_engine_inspector()
-    if context is not None:
-        inspector.execution_context = context
-    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    # 8.6 puts raw control characters (U+001E) into names, which strict JSON forbids.
-    return parse_layers(json.loads(text, strict=False))
+    # 8.6 said nothing of one plan (rapidocr's recogniser in FP32) with its context, and all without.
+    for one in (context, None) if context is not None else (None,):
+        inspector = engine.create_engine_inspector()
+        if one is not None:
+            inspector.execution_context = one
+        if text := inspector.get_engine_information(trt.LayerInformationFormat.JSON):
+            # 8.6 puts raw control characters (U+001E) into names, which strict JSON forbids.
+            return parse_layers(json.loads(text, strict=False))
+    return ()
 
 
 def parse_layers(information: Mapping[str, Any]) -> tuple[Layer, ...]:
@@ -131,9 +134,8 @@ def profile_layers(trt: Any, runner: Any, rounds: int = 20) -> tuple[Layer, ...]
     context.profiler = profiler
     for _ in range(rounds):
         runner.step()
-    return with_times(
-        layers_of(trt, runner.engine, context), {name: total / rounds for name, total in sums.items()}
-    )
+    layers = layers_of(trt, runner.engine, context) or tuple(_layer(name) for name in sums)
+    return with_times(layers, {name: total / rounds for name, total in sums.items()})
 
 
 def _layer(entry: Any) -> Layer:
