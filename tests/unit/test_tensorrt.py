@@ -254,6 +254,26 @@ def test_a_server_that_cannot_load_a_plan_says_why() -> None:
     assert "9.0, this GPU has 8.0" in str(error.found)
 
 
+def test_of_several_models_each_plan_that_does_not_load_is_explained() -> None:
+    from tritongen.serving.diagnosis import cause_of_failure
+
+    line = "E1122 12:53:41 1 model_lifecycle.cc:642] \"failed to load '{}' version 1: Internal: {}\"\n"
+    upgraded = "TensorRT 10.3.0: expecting library version 10.3.0 got 8.6.0, please rebuild"
+    log = "".join(line.format(name, upgraded) for name in ("a", "b"))
+    error = cause_of_failure(log, 1, Path("repo"), None)
+    assert error.message == "Triton cannot serve models 'a', 'b' of repo"
+    lines = str(error.found).split("\n")
+    assert [one.strip() for one in lines] == [
+        f"{name}: its plan was built by another TensorRT (built by 8.6.0, loaded by 10.3.0)" for name in "ab"
+    ]
+    assert str(error.fix).count("build it again on this machine") == 1
+    assert "mend the model" not in str(error.fix)
+    mixed = cause_of_failure(log + line.format("c", "no such backend"), 1, Path("repo"), None)
+    assert "c: no such backend" in str(mixed.found)
+    assert "build it again on this machine" in str(mixed.fix)
+    assert "mend the model" in str(mixed.fix)
+
+
 def test_a_refusal_names_each_node_and_the_choices() -> None:
     problems = [{"operator": "Foo", "node": "n1", "reason": "no importer"}]
     error = refusal(Path("m.onnx"), problems, "10.3")

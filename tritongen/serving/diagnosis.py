@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tritongen.errors import ServerError
-from tritongen.plan_errors import explain
+from tritongen.plan_errors import PlanProblem, explain
 
 _LOAD_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<cause>.*)")
 _POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<cause>.*)")
@@ -40,15 +40,7 @@ def cause_of_failure(log: str, exit_code: int, repository: Path, log_file: Path 
     """The error that explains why the server ended before it was ready."""
     where = f"the whole log is in {log_file}" if log_file else "keep the whole log with --log-file PATH"
     if failures := model_failures(log):
-        if len(failures) == 1 and (known := _known_plan_problem(failures, where)):
-            return known
-        names = ", ".join(f"'{name}'" for name in failures)
-        return ServerError(
-            f"Triton cannot serve {'model' if len(failures) == 1 else 'models'} {names} of {repository}",
-            found=_A_LINE.join(failures.values() if len(failures) == 1 else map(": ".join, failures.items())),
-            expected=_BACKENDS if any("backend" in cause for cause in failures.values()) else None,
-            fix=f"mend the model, or serve the others with --model NAME; {where}",
-        )
+        return _not_loaded(failures, repository, where)
     if port_taken(log):
         return ServerError(
             "Triton could not open its ports", found=last_error(log), fix="choose others, or 0 for free ones"
@@ -64,18 +56,35 @@ def cause_of_failure(log: str, exit_code: int, repository: Path, log_file: Path 
     )
 
 
-def _known_plan_problem(failures: Mapping[str, str], where: str) -> ServerError | None:
-    """TensorRT's words for a plan that does not load, in the user's."""
-    ((name, cause),) = failures.items()
-    problem = explain(cause, "its plan") if "TensorRT" in cause or "plan" in cause else None
-    if problem is None:
-        return None
+def _not_loaded(failures: Mapping[str, str], repository: Path, where: str) -> ServerError:
+    """The error for models that did not load; known words of TensorRT for a plan in plain ones."""
+    known = {name: problem for name, cause in failures.items() if (problem := _plan_problem(cause))}
+    fixes = list(dict.fromkeys(problem.fix for problem in known.values()))
+    if len(failures) == len(known) == 1:
+        ((name, problem),) = known.items()
+        return ServerError(
+            f"Triton cannot serve model '{name}': {problem.message}",
+            found=problem.found,
+            expected=problem.expected,
+            fix=f"{problem.fix}; {where}",
+        )
+    causes = {
+        name: f"{known[name].message} ({known[name].found})" if name in known else cause
+        for name, cause in failures.items()
+    }
+    names = ", ".join(f"'{name}'" for name in failures)
+    if len(known) < len(failures):
+        fixes.append("mend the model")
     return ServerError(
-        f"Triton cannot serve model '{name}': {problem.message}",
-        found=problem.found,
-        expected=problem.expected,
-        fix=f"{problem.fix}; {where}",
+        f"Triton cannot serve {'model' if len(failures) == 1 else 'models'} {names} of {repository}",
+        found=_A_LINE.join(causes.values() if len(causes) == 1 else map(": ".join, causes.items())),
+        expected=_BACKENDS if any("backend" in cause for cause in failures.values()) else None,
+        fix=f"{'; '.join(fixes)}, or serve the others with --model NAME; {where}",
     )
+
+
+def _plan_problem(cause: str) -> PlanProblem | None:
+    return explain(cause, "its plan") if "TensorRT" in cause or "plan" in cause else None
 
 
 def model_failures(log: str) -> dict[str, str]:
