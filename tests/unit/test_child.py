@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -45,6 +46,18 @@ def hangs(job: Path, _events: EventSink) -> None:
 
 def raises(_job: Path, _events: EventSink) -> None:
     raise ValueError("this is not what was meant")
+
+
+class _Archive:
+    """As np.savez's: it tries to write its end when it is thrown away."""
+
+    def __del__(self) -> None:
+        raise ValueError("seek of closed file")
+
+
+def fills_the_disk(_job: Path, _events: EventSink) -> None:
+    _archive = _Archive()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def explains(_job: Path, _events: EventSink) -> None:
@@ -98,6 +111,7 @@ def test_it_ends_well_and_its_events_arrive(tmp_path: Path) -> None:
         ("is_killed", "SIGKILL"),
         ("outgrows_its_limit", "MemoryError"),
         ("raises", "ValueError: this is not what was meant"),
+        ("fills_the_disk", "No space left on device"),
     ],
 )
 def test_how_it_died_is_told(function: str, telling: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,8 +236,22 @@ def _last_words(log: Path) -> str:
     """The last line of a traceback, or what C++ says when it gives up; nothing if the log is silent."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     telling = [line for line in lines if line.startswith(("terminate called", "  what()"))]
-    telling = telling or [line for line in lines[-1:] if not line.startswith(_FAULTHANDLER)]
+    telling = telling or [line for line in _raised(lines)[-1:] if not line.startswith(_FAULTHANDLER)]
     return f" ({telling[-1].strip()[:300]})" if telling else ""
+
+
+def _raised(lines: Sequence[str]) -> list[str]:
+    """The lines without what destructors raised: a half-written .npz complains so after the full disk."""
+    kept: list[str] = []
+    ignored = False
+    for line in lines:
+        if line.startswith("Exception ignored in"):
+            ignored = True
+        elif not ignored:
+            kept.append(line)
+        elif not line.startswith(("Traceback", " ")):
+            ignored = False  # the exception's own line, which ends its traceback
+    return kept
 
 
 def _oom_kills() -> int:
