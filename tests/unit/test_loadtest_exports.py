@@ -158,6 +158,8 @@ def test_a_verdict_on_our_own_server_becomes_a_proof(save_model: SaveModel, tmp_
         (proofs.Loaded("1", {**served.config, "max_batch_size": 99}), "(max_batch_size)"),
     ):
         assert why in (proofs.record(missed, repository, other) or "")
+    switched = missed.model_copy(update={"server_figures": None, "server_figures_note": "version 1, then 2"})
+    assert "version 1, then 2" in (proofs.record(switched, repository, served) or "")
     assert not read_manifest(repository / manifest.name).proofs
     assert "recorded in" in (proofs.record(missed, repository, served) or "")
     found = read_manifest(repository / manifest.name)
@@ -172,6 +174,8 @@ def test_a_verdict_on_our_own_server_becomes_a_proof(save_model: SaveModel, tmp_
     undecided = missed.model_copy(update={"outcome": LoadOutcome.INVALID})
     assert proofs.record(undecided, repository, served) is None
     assert proofs.record(missed.model_copy(update={"partial": True}), repository, served) is None
+    (repository / manifest.name / "manifest.json").write_text("{")
+    assert "not recorded in" in (proofs.record(missed, repository, served) or "")
 
 
 def test_what_a_server_said_moves_no_cursor() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tritongen.repository.manifest import Manifest
-    from tritongen.runs.loadtest import LoadReport
+    from tritongen.runs.loadtest import LoadReport, Objective
+    from tritongen.runs.records import Machine
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ def record(report: LoadReport, repository: Path, served: Loaded | None) -> str |
 
     A server that runs another state than the repository holds proves nothing of the latter. Only for the
     embedded server, which does not poll: a polling Triton reloads a model whose folder changes. None where
-    there is nothing to prove (a mix says little of one model), or no manifest of ours to write it into.
+    there is nothing to prove (a mix says little of one model), or no manifest of ours to write it into. Where the
+    server's counts began anew, it or the version that answers changed meanwhile: nothing is recorded either.
     """
-    from tritongen.repository.existing import CONFIG
-    from tritongen.repository.manifest import FILENAME, Proof, Server, read_manifest, record_proofs
+    from tritongen.errors import TritongenError
+    from tritongen.repository.manifest import FILENAME
     from tritongen.runs.loadtest import LoadOutcome
 
     folder = repository / report.model
@@ -54,9 +56,25 @@ def record(report: LoadReport, repository: Path, served: Loaded | None) -> str |
     )
     if not proves or not decided or not (folder / FILENAME).is_file() or report.machine is None:
         return None
+    try:
+        reason = _write(report, report.machine, decided, folder, served)
+    except TritongenError as error:  # it must not take the report away
+        reason = str(error.message)
+    return f"not recorded in {folder / FILENAME}: {reason}" if reason else f"recorded in {folder / FILENAME}"
+
+
+def _write(
+    report: LoadReport, machine: Machine, decided: Sequence[Objective], folder: Path, served: Loaded | None
+) -> str | None:
+    """Add the proofs to the manifest, or why they prove nothing of what lies there."""
+    from tritongen.repository.existing import CONFIG
+    from tritongen.repository.manifest import Proof, Server, read_manifest, record_proofs
+
     manifest = read_manifest(folder)
     if (other := _other_state(served, folder, manifest)) is not None:
-        return f"not recorded in {folder / FILENAME}: {other}"
+        return other
+    if report.server_figures is None:  # another version may have given some of the answers
+        return report.server_figures_note or "the server has no statistics of the window"
     server = Server(kind="embedded", version=(report.server or "").removeprefix("triton").strip())
     load = report.load
     rate = load.shape or (load.rate and f"{load.rate:g}")
@@ -67,14 +85,14 @@ def record(report: LoadReport, repository: Path, served: Loaded | None) -> str |
             outcome="PASS" if each.outcome == "pass" else "FAIL",
             summary=f"at {where} for {report.window_s:.0f} s: {each.reason}",
             server=server,
-            machine=report.machine,
+            machine=machine,
             config_digest=manifest.files[CONFIG].digest,
             taken=report.started,
         )
         for each in decided
     )
     record_proofs(folder, server, proofs)
-    return f"recorded in {folder / FILENAME}"
+    return None
 
 
 def _other_state(served: Loaded | None, folder: Path, manifest: Manifest) -> str | None:
