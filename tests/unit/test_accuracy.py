@@ -226,6 +226,20 @@ def test_nothing_is_proven_where_the_reference_itself_gets_nothing_right(tmp_pat
     assert verdict(model, model, Samples(labels, i=indices(4)), Precision.FP32).passed
 
 
+@pytest.mark.parametrize(
+    ("gain", "shown", "passed"),
+    [(1.0501, "5.01 %", False), (1.05001, "5.001 %", False), (1.0499, "4.99 %", True)],
+)
+def test_a_figure_beside_its_limit_is_told_in_enough_digits(
+    gain: float, shown: str, passed: bool, tmp_path: Path
+) -> None:
+    before = table(np.ones((4, 8), np.float32), tmp_path / "a.onnx")
+    after = table(np.full((4, 8), gain, np.float32), tmp_path / "b.onnx")
+    result = verdict(before, after, Samples(i=indices(4)), metric="relative_l2")
+    assert result.passed is passed
+    assert f"by {shown} on 4 samples (limit ≤ 5 %)" in result.summary
+
+
 def test_without_labels_the_worst_output_decides(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Mul", ["x", "gain"], ["scores"]),

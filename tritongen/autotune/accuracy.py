@@ -189,7 +189,7 @@ def _labelled_verdict(
     noise = f", ± {margin:.2f} at 95 %; {_flips_text(flips)}" if margin else ""
     summary = (
         f"{name} {100 * after:.2f} % against {100 * before:.2f} % of the reference on {samples} samples: "
-        f"{_loss_text(loss)} (limit {limit:g}{noise})"
+        f"{_loss_text(loss, limit)} (limit {limit:g}{noise})"
     )
     if passed and lossy and loss + margin > limit:
         summary += f"; so few samples cannot rule out a loss of {loss + margin:.2g} points"
@@ -313,10 +313,17 @@ def _samples(batch: Outputs) -> int:
     return max(sizes, default=1)
 
 
-def _loss_text(loss: float) -> str:
+def _loss_text(loss: float, limit: float) -> str:
     if abs(loss) < 0.005:  # noqa: PLR2004
         return "no loss"
-    return f"{'loss' if loss > 0 else 'gain'} {abs(loss):.2f} points"
+    return f"{'loss' if loss > 0 else 'gain'} {_beside(abs(loss), limit, '.2f', '.4g')} points"
+
+
+def _beside(value: float, limit: float, *formats: str) -> str:
+    """`value` in the first format that leaves it on its side of `limit`, or in the last."""
+    texts = [f"{value:{form}}" for form in formats]
+    sides = [(shown < limit, shown > limit) for shown in (value, *map(float, texts))]
+    return next((text for text, side in zip(texts, sides[1:], strict=True) if side == sides[0]), texts[-1])
 
 
 def _margin(flips: tuple[int, int], samples: int) -> float:
@@ -354,6 +361,7 @@ def _closeness_text(result: OutputError, closeness: Closeness, samples: int, cou
         COSINE: "differs (cosine) by",
     }
     return (
-        f"{where} {names[result.measure]} {100 * result.value:.3g} % on {samples} samples "
+        f"{where} {names[result.measure]} "
+        f"{_beside(100 * result.value, 100 * result.limit, '.3g', '.5g', '.7g')} % on {samples} samples "
         f"(limit {relation} {100 * result.limit:.4g} %)"
     )
