@@ -1,13 +1,18 @@
-"""A model in a repository, as `build` writes it."""
+"""A model in a repository, as `build` writes it; the stand-ins for TensorRT and CUDA."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import SaveModel
 from tests.repository_models import to_write
+from tests.standin.plans import FOLDER
+from tritongen.engines.tensorrt import cuda
 from tritongen.repository.manifest import Manifest, read_manifest
 from tritongen.repository.writer import ModelToWrite, write_model
 
@@ -34,3 +39,20 @@ def folder(linear: ModelToWrite, repository: Path) -> Path:
 def manifest(folder: Path) -> Manifest:
     """What is written down about the model in `folder`."""
     return read_manifest(folder)
+
+
+def _imported() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] in ("tensorrt", "cuda")]
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The stand-in for CUDA's runtime, found in place of TensorRT and CUDA for one test."""
+    for name in _imported():
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    cuda.runtime.cache_clear()
+    yield cuda.runtime()
+    cuda.runtime.cache_clear()
+    for name in _imported():
+        del sys.modules[name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,7 @@ import numpy as np
 import pytest
 
 from tests import models
-from tests.standin.plans import FOLDER, plan_bytes
-from tritongen.engines.tensorrt import cuda
+from tests.standin.plans import plan_bytes
 from tritongen.engines.tensorrt.profiles import Extent
 from tritongen.engines.tensorrt.runner import TensorRTRunner
 from tritongen.errors import BuildError
@@ -21,23 +18,6 @@ PROFILES = [
     {"x": Extent((1, 4), (1, 4), (1, 4))},
     {"x": Extent((2, 4), (4, 4), (4, 4))},
 ]
-
-
-def imported() -> list[str]:
-    return [name for name in sys.modules if name.partition(".")[0] in ("tensorrt", "cuda")]
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The stand-in for CUDA's runtime, found in place of TensorRT and CUDA for one test."""
-    for name in imported():
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(FOLDER))
-    cuda.runtime.cache_clear()
-    yield cuda.runtime()
-    cuda.runtime.cache_clear()
-    for name in imported():
-        del sys.modules[name]
 
 
 @pytest.fixture

@@ -222,12 +222,15 @@ def _run_trial(
 
 
 def _finished(folder: Path, key: str) -> Trial | None:
-    """The trial that was measured before, if it still answers the same question; failures are tried again."""
+    """The trial that was measured before, if it still answers the same question.
+
+    Failures are tried again, but for those that came to light after all was measured (`evidence`).
+    """
     try:
         trial = read_record(folder / "trial.json", Trial)
     except (OSError, TritongenError):
         return None
-    if trial.key != key or trial.outcome is Outcome.FAILED or trial.artifact is None:
+    if trial.key != key or trial.artifact is None:
         return None
     files = (trial.artifact.file, *trial.artifact.extra_files)
     return trial if all((folder / name).is_file() for name in files) else None

@@ -9,6 +9,7 @@ from tritongen.autotune import jobs, stages
 from tritongen.autotune.budget import Budget
 from tritongen.autotune.candidates import RANGES, SearchSpace, search_space
 from tritongen.autotune.changes import change_notes
+from tritongen.autotune.evidence import doubt, weighed
 from tritongen.autotune.follow_ups import instead_of_fp16, mixtures, second_builds
 from tritongen.autotune.judging import Goal
 from tritongen.autotune.parsing import accepting_engine
@@ -71,6 +72,10 @@ def choose_winner(setting: Setting) -> tuple[SelectedModel, Preparation]:
     more = [*tried.notes, *_budget_notes(search.budget, tried.left_out)]
     _tell(setting, more)
     selection = _selection(search, tried.trials, goal, [*notes, *more])
+    trials = {trial.candidate.id: trial for trial in tried.trials}
+    doubts = tuple(filter(None, [doubt(trials[selection.winner])]))
+    _tell(setting, doubts)
+    selection = selection.model_copy(update={"notes": (*selection.notes, *doubts)})
     write_record(setting.run.selection, selection)
     setting.events(Event("select", "finished", f"{selection.winner}: {selection.reason}", setting.name))
     selected = SelectedModel(
@@ -79,7 +84,7 @@ def choose_winner(setting: Setting) -> tuple[SelectedModel, Preparation]:
         graph=graph,
         inputs=jobs.resolved_inputs(graph, preparation),
         selection=selection,
-        trials={trial.candidate.id: trial for trial in tried.trials},
+        trials=trials,
         engine=engine,
         run=setting.run,
         tradeoffs=tradeoffs(tried.trials, goal),
@@ -114,10 +119,10 @@ def _space(spec: ModelSpec, engine: Engine, graph: Graph, preparation: Preparati
 
 def _tried(search: Search, candidates: Sequence[Candidate], goal: Goal) -> Tried:
     """All candidates, and what their trials suggest to try in addition."""
-    tried = run_trials(search, candidates)
-    tried += instead_of_fp16(search, tried.trials)
-    tried += mixtures(search, tried.trials, goal)
-    return tried + second_builds(search, tried.trials, goal)
+    tried = weighed(search, run_trials(search, candidates), goal)
+    tried = weighed(search, tried + instead_of_fp16(search, tried.trials), goal)
+    tried = weighed(search, tried + mixtures(search, tried.trials, goal), goal)
+    return weighed(search, tried + second_builds(search, tried.trials, goal), goal)
 
 
 def _selection(search: Search, trials: Sequence[Trial], goal: Goal, notes: Sequence[str]) -> Selection:

@@ -48,7 +48,8 @@ class PlanDescription:
             yield f"profile {index}", profile.replace(",", ", ")
         precision = self.details.get("precision")
         if isinstance(precision, dict):
-            yield "precision", f"{precision.get('evidence')}: {precision.get('summary')}"
+            told = [precision.get("summary"), precision.get("beside")]
+            yield "precision", f"{precision.get('evidence')}: {'; '.join(map(str, filter(None, told)))}"
         if "layers" in self.details:
             yield "layers", f"{self.details['layers']} (--layers runs them, on a GPU)"
         if "activation_bytes" in self.details:

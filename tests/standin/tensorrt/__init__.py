@@ -16,6 +16,10 @@ import numpy as np
 from cuda.bindings import runtime as cuda
 
 __version__ = os.environ.get("STANDIN_TENSORRT", "8.6.0")
+TOLD = os.environ.get("STANDIN_TOLD", "truth")
+"""What the engine inspector tells of the precision: the truth, nothing ("opaque"), or always "fp32"."""
+ROUNDS = bool(os.environ.get("STANDIN_ROUNDS"))
+"""Plans that may use TF32, FP16 or INT8 give outputs with an FP16's digits; else all give those of FP32."""
 
 
 class DataType(Enum):
@@ -79,7 +83,7 @@ class IProfiler:
 
 
 class IInt8EntropyCalibrator2:
-    """Only its name is needed."""
+    """Overridden."""
 
 
 def init_libnvinfer_plugins(logger: Any, namespace: str) -> bool:
@@ -94,7 +98,13 @@ class IBuilderConfig:
     def __init__(self) -> None:
         self.flags = {BuilderFlag.TF32}
         self.profiles: list[Any] = []
-        self.profiling_verbosity: Any = None
+        self.pools: dict[str, int] = {}
+        self.tactic_sources = 31
+        self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
+        self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
+        self.calibration_profile: Any = None
+        self.int8_calibrator: Any = None
+        self.cache = _TimingCache(b"")
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self.flags.add(flag)
@@ -103,24 +113,65 @@ class IBuilderConfig:
         self.flags.discard(flag)
 
     def set_tactic_sources(self, bits: int) -> bool:
+        self.tactic_sources = bits
         return True
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, nbytes: int) -> None:
         assert nbytes > 0
+        self.pools[pool.name] = nbytes
 
     def add_optimization_profile(self, profile: Any) -> int:
         self.profiles.append(profile)
         return len(self.profiles) - 1
 
-    def create_timing_cache(self, stored: bytes) -> Any:
-        return SimpleNamespace(serialize=lambda: stored or b"timing", combine=lambda other, ignore: True)
-
-    def set_timing_cache(self, cache: Any, ignore: bool) -> bool:
-        self.cache = cache
+    def set_calibration_profile(self, profile: Any) -> bool:
+        self.calibration_profile = profile.shapes
         return True
 
-    def get_timing_cache(self) -> Any:
+    def create_timing_cache(self, stored: bytes) -> _TimingCache:
+        return _TimingCache(stored)
+
+    def set_timing_cache(self, cache: _TimingCache, ignore: bool) -> bool:
+        assert not ignore
+        self.cache = cache
+        return cache.whole
+
+    def get_timing_cache(self) -> _TimingCache:
         return self.cache
+
+    def settings(self) -> dict[str, Any]:
+        """What a plan tells of how it was built."""
+        return {
+            "level": self.builder_optimization_level,
+            "timing_iterations": self.avg_timing_iterations,
+            "aux_streams": self.max_aux_streams,
+            "verbosity": self.profiling_verbosity.name,
+            "pools": self.pools,
+            "tactic_sources": self.tactic_sources,
+            "hardware": self.hardware_compatibility_level.name,
+            "calibration_profile": self.calibration_profile,
+            # Names that 8.6 lacks, and that a test may give it.
+            "tiling": getattr(self, "tiling_optimization_level", None),
+            "route": getattr(self, "build_route", None),
+        }
+
+
+class _TimingCache:
+    """What was timed, by name; `whole` is false for bytes that are no cache."""
+
+    def __init__(self, stored: bytes) -> None:
+        self.whole, self.entries = True, set()
+        try:
+            self.entries = set(json.loads(stored)) if stored else set()
+        except ValueError:
+            self.whole = False
+
+    def serialize(self) -> bytes:
+        return json.dumps(sorted(self.entries)).encode()
+
+    def combine(self, other: _TimingCache, ignore: bool) -> bool:
+        self.entries |= other.entries
+        return True
 
 
 class _Profile:
@@ -146,12 +197,40 @@ class Builder:
         return _Profile()
 
     def build_serialized_network(self, network: Any, config: IBuilderConfig) -> bytes:
+        inputs = [network.get_input(i) for i in range(network.num_inputs)]
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        tensors = inputs + [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
+        timed = {f"{layer.name} {sorted(flag.name for flag in config.flags)}" for layer in layers}
+        for layer in layers:
+            self.logger.log(
+                ILogger.Severity.VERBOSE, f"--------------- Timing Runner: {layer.name} (Cask[0x80000009])"
+            )
+        served = len(timed & config.cache.entries)
+        config.cache.entries |= timed
         return json.dumps({
             "stand-in": __version__, "capability": list(cuda.CAPABILITY),
             "model": base64.b64encode(network.proto.SerializeToString()).decode(),
             "profiles": [profile.shapes for profile in config.profiles],
             "flags": sorted(flag.name for flag in config.flags),
+            "settings": config.settings(),
+            "served": served,
+            "ranges": {tensor.name: tensor.dynamic_range for tensor in tensors if tensor.dynamic_range},
+            "calibrated": _calibrated(config.int8_calibrator, inputs),
         }).encode()  # fmt: skip
+
+
+def _calibrated(calibrator: Any, inputs: list[Any]) -> int | str | None:
+    """How many batches a calibrator gave, or the cache that it had."""
+    if calibrator is None:
+        return None
+    cache = calibrator.read_calibration_cache()
+    if cache:
+        return bytes(cache).decode()
+    count = 0
+    while calibrator.get_batch([tensor.name for tensor in inputs]) is not None:
+        count += 1
+    calibrator.write_calibration_cache(b"found by the stand-in")
+    return count
 
 
 class OnnxParser:
@@ -252,11 +331,21 @@ class ICudaEngine:
         return IExecutionContext(self)
 
     def create_engine_inspector(self) -> Any:
-        kind = "Int8" if "INT8" in self.flags else "FP16" if "FP16" in self.flags else "FP32"
-        layer = {"Name": "conv + relu", "LayerType": "CaskConvolution", "TacticName": f"tactic_{kind}",
-                 "Inputs": [{"Format/Datatype": f"Row major {kind} format"}], "Outputs": []}  # fmt: skip
-        text = json.dumps({"Layers": [layer]})
+        text = json.dumps({"Layers": [self.layer()]})
         return SimpleNamespace(get_engine_information=lambda form: text, execution_context=None)
+
+    def layer(self) -> dict[str, Any]:
+        kind, tactic = "FP32", "tf32f32" if "TF32" in self.flags else "f32f32"
+        if TOLD != "fp32" and {"INT8", "FP16"} & set(self.flags):
+            kind = tactic = "Int8" if "INT8" in self.flags else "FP16"
+        opaque = TOLD == "opaque"
+        return {
+            "Name": "{ForeignNode[a...b]}" if opaque else "conv + relu",
+            "LayerType": "Myelin" if opaque else "CaskConvolution",
+            "TacticName": "" if opaque else f"tactic_{'f32f32' if TOLD == 'fp32' else tactic}",
+            "Inputs": [{"Format/Datatype": f"Row major {kind} format"}],
+            "Outputs": [],
+        }
 
 
 class IExecutionContext:
@@ -302,6 +391,8 @@ class IExecutionContext:
         session, names = self.engine.session, [n for n in self.engine.names if n not in self.engine.inputs]
         feeds = feeds or {n: np.zeros(s, self.engine.own_dtype(n)) for n, s in self.shapes.items()}
         values = session.run(names, {n: a.astype(self.engine.own_dtype(n)) for n, a in feeds.items()})
+        if ROUNDS and {"TF32", "FP16", "INT8"} & set(self.engine.flags):
+            values = [a.astype(np.float16).astype(a.dtype) if a.dtype == np.float32 else a for a in values]
         return dict(zip(names, values, strict=True))
 
     def execute_async_v3(self, stream: int) -> bool:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from tritongen.shapes import ResolvedInput
 
 FILENAME = "model.plan"
-_BF16_FROM, _FP8_FROM = (8, 0), (8, 9)
+_TF32_FROM, _BF16_FROM, _FP8_FROM = (8, 0), (8, 0), (8, 9)
 """The first compute capabilities with such tensor cores."""
 
 
@@ -121,8 +121,7 @@ class TensorRTEngine:
 
     def precisions(self) -> Sequence[Precision]:
         """FP32 (with TF32), FP16, INT8; BF16 and FP8 where version and GPU have them."""
-        capability = tuple(map(int, cuda.device_name()[1].split(".")))
-        return precisions_of(api.features(api.load()), capability)
+        return precisions_of(api.features(api.load()), _capability())
 
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
         """INT8: Q/DQ placements, and implicit ranges where the version has them; FP16: flag or rewrite."""
@@ -133,12 +132,14 @@ class TensorRTEngine:
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002
         """Profiles tuned for batch 1 and for the largest batch; FP32 once without and once with TF32.
 
-        TF32 rounds like FP16 and may fail the gate of FP32, so that plain FP32 stays the fallback.
+        TF32 rounds like FP16 and may fail the gate of FP32, so that plain FP32 stays the fallback. GPUs that
+        have none would build the same plan twice.
         """
         shapes = {**self.builder, **({PROFILES: to_text(self._profiles())} if self.inputs else {})}
         if precision is not Precision.FP32:
             return [shapes]
-        return [{**shapes, MATH: "fp32"}, {**shapes, MATH: "tf32"}]
+        choices = ("fp32", "tf32") if _capability() >= _TF32_FROM else ("fp32",)
+        return [{**shapes, MATH: math} for math in choices]
 
     def runtimes(self, graph: Graph, cores: int) -> Sequence[tuple[Options, int]]:  # noqa: ARG002
         """With a CUDA graph, alone and k at once (copies of one overlap the other's work); and without."""
@@ -215,8 +216,8 @@ class TensorRTEngine:
     def timing_cache(self) -> Path:
         """The timing cache's file: one per GPU, driver and TensorRT, since it is worthless elsewhere."""
         versions = self.versions()
-        parts = (versions[key] for key in ("gpu", "compute_capability", "cuda_driver", "tensorrt"))
-        name = re.sub(r"[^\w.-]+", "_", "-".join(parts))
+        keys = ("gpu", "compute_capability", "cuda_driver", "driver", "tensorrt")
+        name = re.sub(r"[^\w.-]+", "_", "-".join(versions[key] for key in keys if key in versions))
         root = self.cache or Path.home() / ".cache" / "tritongen" / "tensorrt"
         return root / f"{name}.timing"
 
@@ -227,17 +228,24 @@ class TensorRTEngine:
 
     def _details(self, trt: Any, file: Path, candidate: Candidate, events: EventSink) -> dict[str, Any]:
         plan = load_plan(trt, file, host_code=bool(candidate.options.get("version_compatible", False)))
-        proof = inspection.prove(inspection.layers_of(trt, plan.engine), candidate.precision)
-        events(Event("trial", "progress", f"{candidate.precision}: {proof.evidence}, {proof.summary}"))
+        tf32 = candidate.precision is Precision.FP32 and candidate.options.get(MATH) == "tf32"
+        proof = inspection.prove(inspection.layers_of(trt, plan.engine), candidate.precision, tf32=tf32)
+        asked = "tf32" if tf32 else str(candidate.precision)
+        events(Event("trial", "progress", f"{asked}: {proof.evidence}, {proof.summary}"))
         if proof.evidence == "ABSENT":
             raise BuildError(
-                f"{candidate.precision} was asked for and is not in the plan",
+                f"{asked} was asked for and is not in the plan",
                 found=proof.summary,
-                expected=f"layers that run in {candidate.precision}",
+                expected=f"layers that run in {asked}",
                 fix="this GPU or model gains nothing from it: leave it out of the precisions",
             )
         return {
-            "precision": {"evidence": proof.evidence, "share": proof.share, "summary": proof.summary},
+            "precision": {
+                "asked": asked,
+                "evidence": proof.evidence,
+                "share": proof.share,
+                "summary": proof.summary,
+            },
             "layers": plan.engine.num_layers,
             "activation_bytes": api.device_memory_bytes(plan.engine),
             "bindings": [
@@ -245,6 +253,10 @@ class TensorRTEngine:
                 for b in plan.bindings
             ],
         }
+
+
+def _capability() -> tuple[int, ...]:
+    return tuple(map(int, cuda.device_name()[1].split(".")))
 
 
 def precisions_of(has: api.Features, capability: tuple[int, ...]) -> tuple[Precision, ...]:

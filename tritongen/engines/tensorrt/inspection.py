@@ -1,7 +1,8 @@
 """What is in a plan: per layer the tactic, the precision and the time; and whether a precision is in it.
 
 Three answers to "is it INT8?": PROVEN, by the share of the time of layers with weights that run so; ABSENT;
-or OPAQUE, where the compiler fused everything into nodes that do not tell.
+or OPAQUE, where the compiler fused everything into nodes that do not tell: then outputs and speed are held
+against FP32's once both were measured (`autotune/evidence.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ _TACTICS = (
     ("fp16", re.compile(r"f16f16|h16816|h884|h1688|hmma|fp16|_h_|f16_", re.IGNORECASE)),
     ("fp32", re.compile(r"f32f32|tf32|sgemm|scudnn|fp32|s1688|ffma", re.IGNORECASE)),
 )
+_MATH = (
+    ("tf32", re.compile(r"tf32|s1688", re.IGNORECASE)),
+    ("fp32", re.compile(r"f32f32|sgemm|scudnn|ffma|simt", re.IGNORECASE)),
+)
+"""What a layer of FP32 formats multiplies in, by its tactic: sm90_xmma_gemm_f32f32_tf32f32_f32_… is TF32."""
 
 
 @dataclass(frozen=True)
@@ -91,29 +97,32 @@ def with_times(layers: Sequence[Layer], times_ms: Mapping[str, float]) -> tuple[
     return tuple(replace(layer, time_ms=times_ms.get(layer.name)) for layer in layers)
 
 
-def prove(layers: Sequence[Layer], precision: Precision) -> Proof:
-    """Whether `precision` is in these layers."""
-    wanted = str(precision)
-    weighted = [layer for layer in layers if layer.weighted]
-    opaque = [layer for layer in layers if layer.precision == "opaque"]
-    total = _weight(weighted) + _weight(opaque)
-    if precision is Precision.FP32:
+def prove(layers: Sequence[Layer], precision: Precision, *, tf32: bool = False) -> Proof:
+    """Whether `precision` is in these layers; `tf32`: whether FP32 layers compute in TF32."""
+    if precision is Precision.FP32 and not tf32:
         return Proof("PROVEN", 1.0, "fp32 is what every layer may use")
-    share = _weight([layer for layer in weighted if layer.precision == wanted]) / total if total else 0.0
-    hidden = _weight(opaque) / total if total else 0.0
-    measure = "time" if any(layer.time_ms for layer in layers) else "number"
+    wanted, timed = "tf32" if tf32 else str(precision), any(layer.time_ms for layer in layers)
+    weights: dict[str, float] = {}
+    for layer in layers:
+        if layer.weighted or layer.precision == "opaque":
+            kind = _math(layer) if tf32 else layer.precision
+            weights[kind] = weights.get(kind, 0.0) + ((layer.time_ms or 0.0) if timed else 1.0)
+    total, share = sum(weights.values()), weights.get(wanted, 0.0)
     if share > 0:
+        by = "time" if timed else "number"
+        percent = 100 * share / total
         return Proof(
-            "PROVEN", share, f"{100 * share:.0f} % of the layers with weights, by {measure}, run in {wanted}"
+            "PROVEN", share / total, f"{percent:.0f} % of the layers with weights, by {by}, run in {wanted}"
         )
-    if hidden > 0 or not weighted:
-        return Proof(
-            "OPAQUE",
-            0.0,
-            f"{len(opaque)} fused nodes do not tell their precision" if opaque else "the plan has no details",
-        )
-    found = ", ".join(sorted({layer.precision for layer in weighted}))
-    return Proof("ABSENT", 0.0, f"no layer runs in {wanted}; those with weights run in {found}")
+    silent = [layer for layer in layers if layer.precision == "opaque"]
+    if not weights:
+        return Proof("OPAQUE", 0.0, "the plan has no details")
+    if silent or "unknown" in weights:
+        some = f"{len(silent)} fused" if silent else "some"
+        return Proof("OPAQUE", 0.0, f"{some} layers with weights do not tell what they compute in")
+    return Proof(
+        "ABSENT", 0.0, f"no layer runs in {wanted}; those with weights run in {', '.join(sorted(weights))}"
+    )
 
 
 def profile_layers(trt: Any, runner: Any, rounds: int = 20) -> tuple[Layer, ...]:
@@ -188,7 +197,8 @@ def _precision(tactic: str, inputs: Sequence[str]) -> str:
     return "unknown"
 
 
-def _weight(layers: Sequence[Layer]) -> float:
-    if any(layer.time_ms for layer in layers):
-        return sum(layer.time_ms or 0.0 for layer in layers)
-    return float(len(layers))
+def _math(layer: Layer) -> str:
+    """`tf32` or `fp32` where a layer of FP32 formats tells by its tactic, else what the layer says."""
+    if layer.precision not in ("fp32", "unknown"):
+        return layer.precision
+    return next((name for name, pattern in _MATH if pattern.search(layer.tactic)), "unknown")
