@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ def plan_to_write(
     *,
     batch_sizes: Sequence[int] = (1, 4),
     instances: int = 1,
+    plugins: Mapping[str, bytes] | None = None,
+    version_compatible: bool = False,
     **serving: Any,
 ) -> ModelToWrite:
     """What `build --engine tensorrt` would hand to the writer; the plan's bytes are made up."""
@@ -57,9 +59,12 @@ def plan_to_write(
     folder = runs / versions["compute_capability"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.plan").write_bytes(f"a plan for {sorted(versions.items())}, {runs}".encode())
+    for name, content in (plugins or {}).items():
+        (folder / name).write_bytes(content)
     artifact = Artifact(
         file="model.plan",
-        digest=digest_files([folder / "model.plan"]),
+        extra_files=tuple(plugins or ()),
+        digest=digest_files([folder / "model.plan", *(folder / name for name in plugins or ())]),
         size_bytes=(folder / "model.plan").stat().st_size,
         build_seconds=1.0,
         versions=versions,
@@ -71,6 +76,8 @@ def plan_to_write(
                 for is_input, specs in ((True, base.graph.inputs), (False, base.graph.outputs))
                 for spec in specs
             ],
+            **({"plugins": list(plugins)} if plugins else {}),
+            **({"version_compatible": True} if version_compatible else {}),
         },
     )  # fmt: skip
     candidate = Candidate(id="tensorrt-fp16", engine="tensorrt", precision=Precision.FP16)
@@ -171,6 +178,29 @@ def test_a_plan_that_cannot_be_served_beside_goes_with_the_reason(
     assert not config_of(folder).cc_model_filenames
     assert [plan.file for plan in manifest.plans] == ["model.plan"]
     assert any(reason in note for note in manifest.notes), manifest.notes
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "reason"),
+    [
+        ({"version_compatible": True}, {}, "version-compatible and this build is not"),
+        ({"plugins": {"ops.so": b"1"}}, {}, "needs the plugin ops.so"),
+        ({"plugins": {"ops.so": b"1"}}, {"plugins": {"ops.so": b"2"}}, "another ops.so"),
+        ({"plugins": {"ops.so": b"1"}}, {"plugins": {"ops.so": b"1", "more.so": b"2"}}, None),
+        ({}, {"version_compatible": True}, None),
+    ],
+)
+def test_a_plan_stays_only_where_the_server_is_told_what_it_needs(
+    save_model: SaveModel, tmp_path: Path, before: dict[str, Any], now: dict[str, Any], reason: str | None
+) -> None:
+    repository, model = tmp_path / "r", save_model("linear")
+    written(repository, plan_to_write(model, tmp_path / "a", H100, **before))
+    folder = written(repository, plan_to_write(model, tmp_path / "b", L4, **now))
+    manifest = read_manifest(folder)
+    assert [plan.compute_capability for plan in manifest.plans] == ["8.9", "9.0"][: 1 if reason else 2]
+    assert any(reason in note for note in manifest.notes) if reason else not manifest.notes
+    files = {Path(path).name for path in manifest.files if path.startswith("2/")}
+    assert files - {plan.file for plan in manifest.plans} == set(now.get("plugins", ()))
 
 
 def test_verify_names_what_does_not_fit_together(save_model: SaveModel, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tritongen import __version__
 from tritongen.errors import ModelError, RepositoryError, SpecError
-from tritongen.files import digest_json
+from tritongen.files import digest_files, digest_json
 from tritongen.repository import manifest as manifests
 from tritongen.repository.adaptation import ir_note, lower_ir_version
 from tritongen.repository.config_text import parse, parse_rendered, render
@@ -76,9 +76,6 @@ class Assembly:
         self._copy(self.model.winner, newest, self._filename)
         for path, plan in self.plans.carried if self.plans else ():
             self._link(path, f"{newest}/{plan.file}")
-            for plugin in plan.details.get("plugins", ()):
-                if f"{newest}/{plugin}" not in self.contents.files:
-                    self._link(f"{path.rpartition('/')[0]}/{plugin}", f"{newest}/{plugin}")
         runners_up = self._copy_runners_up(newest, tensors)
         self._check_named(parsed, newest)
         for older in versions[1:]:
@@ -104,8 +101,10 @@ class Assembly:
 
     def _choose_plans(self, parsed: Any) -> None:
         """Which plans for other GPUs stay beside the winner."""
-        own = built_plan(self.model.winner.trial, self.model.selection)
-        self.plans = plan_set(own, self.existing, self.model.graph.digest, parsed)
+        winner = self.model.winner
+        own = built_plan(winner.trial, self.model.selection)
+        plugins = {name: digest_files([winner.folder / name]) for name in own.details.get("plugins", ())}
+        self.plans = plan_set(own, plugins, self.existing, self.model.graph.digest, parsed)
         for note in self.plans.notes:
             self.events(Event("write", "warning", note, subject=self.model.name))
         self.notes += self.plans.notes

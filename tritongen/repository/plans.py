@@ -61,11 +61,14 @@ def built_plan(trial: Trial, selection: Selection) -> BuiltPlan:
     )
 
 
-def plan_set(own: BuiltPlan, existing: Existing | None, source_digest: str, config: Any) -> PlanSet:
+def plan_set(
+    own: BuiltPlan, plugins: Mapping[str, str], existing: Existing | None, source_digest: str, config: Any
+) -> PlanSet:
     """The plans that will lie side by side; `config` is the parsed config.pbtxt of this build's plan.
 
-    A plan for another compute capability stays if the same ONNX file was built by the same TensorRT with the
-    same profiles and for the same tensors, since all share one config.pbtxt and one server.
+    `plugins`: the digests of this build's plugins, by file name. A plan for another compute capability stays
+    if the same ONNX file was built by the same TensorRT with the same profiles, for the same tensors and with
+    no other plugins, since all share one config.pbtxt and one server.
     """
     if existing is None:
         return PlanSet(own)
@@ -73,8 +76,10 @@ def plan_set(own: BuiltPlan, existing: Existing | None, source_digest: str, conf
     for plan in manifest.plans:
         if not plan.compute_capability or plan.compute_capability == own.compute_capability:
             continue
-        reason = _why_not(plan, own, manifest.source.digest == source_digest) or why_other_contract(
-            existing, config
+        reason = (
+            _why_not(plan, own, manifest.source.digest == source_digest)
+            or _why_not_loaded(plan, own, existing, plugins)
+            or why_other_contract(existing, config)
         )
         if reason is None:
             kept.append((f"{manifest.version}/{plan.file}", plan))
@@ -99,6 +104,23 @@ def _why_not(plan: BuiltPlan, own: BuiltPlan, same_source: bool) -> str | None:
         return f"it was built by TensorRT {before}, and one server has one TensorRT ({after} here)"
     if plan.details.get("profiles") != own.details.get("profiles"):
         return "it has other optimization profiles, and all plans share one config.pbtxt"
+    return None
+
+
+def _why_not_loaded(
+    plan: BuiltPlan, own: BuiltPlan, existing: Existing, plugins: Mapping[str, str]
+) -> str | None:
+    """Why a server that is told what `own` needs would not load `plan`, in one clause; None if it would."""
+    if plan.details.get("version_compatible") and not own.details.get("version_compatible"):
+        return (
+            "it is version-compatible and this build is not, so that the server is not told to trust its code"
+        )
+    for name in plan.details.get("plugins", ()):
+        entry = existing.manifest.files.get(f"{existing.manifest.version}/{name}")
+        if name not in plugins:
+            return f"it needs the plugin {name}, and this build was made without"
+        if entry is None or entry.digest != plugins[name]:
+            return f"it needs another {name} than the plugin that this build was made with"
     return None
 
 
