@@ -42,8 +42,8 @@ def record(report: LoadReport, repository: Path, served: Loaded | None) -> str |
 
     A server that runs another state than the repository holds proves nothing of the latter. Only for the
     embedded server, which does not poll: a polling Triton reloads a model whose folder changes. None where
-    there is nothing to prove (a mix says little of one model), or no manifest of ours to write it into. Where the
-    server's counts began anew, it or the version that answers changed meanwhile: nothing is recorded either.
+    there is nothing to prove (a mix says little of one model), or no manifest of ours to write it into.
+    Counts that began anew mean that the server or the version changed meanwhile: nothing is recorded either.
     """
     from tritongen.errors import TritongenError
     from tritongen.repository.manifest import FILENAME
