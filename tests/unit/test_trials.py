@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import models
+from tritongen.autotune import trials
 from tritongen.autotune.budget import Budget
 from tritongen.autotune.candidates import search_space
 from tritongen.autotune.jobs import prepared_graph
@@ -123,6 +124,19 @@ def test_each_run_gets_one_trial_further_however_small_its_budget(
         search, _ = searched(search, tmp_path, budget=Budget(0.001))
         assert len(run_trials(search, [fallback, other]).trials) == done
         assert search.budget.exceeded()
+
+
+def test_what_runs_for_an_hour_hangs_unless_the_budget_is_longer(
+    prepared: tuple[Search, tuple[Candidate, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, (fallback, _) = prepared
+    monkeypatch.setattr(trials, "_TRIAL_TIMEOUT_S", 0.01)
+    search, _ = searched(search, tmp_path)
+    (trial,) = run_trials(search, [fallback]).trials
+    assert trial.reason.startswith("its process did not end within")
+    longer, _ = searched(search, tmp_path, budget=Budget(10))
+    (trial,) = run_trials(longer, [fallback]).trials
+    assert trial.outcome is Outcome.PASSED
 
 
 def test_a_trial_that_outlives_the_budget_is_not_a_failure(

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from tritongen.graph import Graph
 
 _TRIAL_TIMEOUT_S = 3600.0
+"""What runs longer hangs, as a rule; a longer build budget allows more."""
+_SLOW_BUILDERS = ("tensorrt", "onnxruntime-tensorrt")
+"""Engines that may time kernels for hours, and lose it all if they are ended: only a budget bounds them."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class _Work:
             return None
         setting.events(Event("trial", "started", "starting", candidate.id, fraction=0.0))
         began = time.monotonic()
-        timeout_s = min(_TRIAL_TIMEOUT_S, allowed_s)
+        timeout_s = min(self._longest_s(), allowed_s)
         trial = _run_trial(setting, job, timeout_s=timeout_s, device=device, stop=self._stop)
         self._fallback_ahead &= candidate != self._fallback
         cut_short = self._stop.is_set() or (math.isfinite(allowed_s) and budget.left_s() <= 0)
@@ -167,6 +170,12 @@ class _Work:
         self._took_s.append(time.monotonic() - began)
         setting.events(_told(trial, Goal.of(setting.spec), again=True))
         return trial
+
+    def _longest_s(self) -> float:
+        """Seconds after which a trial counts as hanging."""
+        if self._search.engine.name in _SLOW_BUILDERS:
+            return math.inf
+        return max(_TRIAL_TIMEOUT_S, 60 * (self._search.budget.minutes or 0.0))
 
     def _known(self, candidate: Candidate) -> Trial | None:
         folder = self._search.setting.run.trial(candidate.id)

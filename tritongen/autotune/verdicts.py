@@ -137,7 +137,7 @@ def _remedies(trials: Sequence[Trial]) -> Iterator[str]:
     if Outcome.FAILED in outcomes:
         yield "read log.txt in the trial's folder"
     if any(TIMED_OUT in trial.reason for trial in trials if trial.outcome is Outcome.FAILED):
-        yield "--effort quick or a smaller --max-batch-size measures less"
+        yield "--effort quick or a smaller --max-batch-size measures less; --build-budget 120 allows more"
 
 
 def _gain(one: Judged, other: Judged, contest: Contest) -> str:
