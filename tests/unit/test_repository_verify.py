@@ -191,6 +191,11 @@ class TestConfig:
     def test_none(self, folder: Path) -> None:
         (folder / "config.pbtxt").unlink()
         assert checks(folder) == [("digest", "error"), ("config", "error")]
+        assert found(folder)[1].message == "config.pbtxt cannot be read: No such file or directory"
+
+    def test_bytes_that_are_no_text(self, folder: Path) -> None:
+        (folder / "config.pbtxt").write_bytes(b"\x95\xff")
+        assert "it is not UTF-8 (invalid start byte)" in found(folder)[1].message
 
     def test_what_is_no_config(self, folder: Path) -> None:
         edit_config(folder, lambda _: "hello")

@@ -138,8 +138,7 @@ def _findings(folder: Path, place: Place) -> Iterator[Finding]:
     try:
         config = parse((folder / CONFIG).read_text(encoding="utf-8"), CONFIG)
     except (TritongenError, OSError, UnicodeDecodeError) as error:
-        message = f"{error.message}: {error.found}" if isinstance(error, TritongenError) else str(error)
-        yield Finding(name, "config", message, "Triton refuses to load the model", REBUILD)
+        yield Finding(name, "config", _why_no_config(error), "Triton refuses to load the model", REBUILD)
     if config is not None:
         yield from _config(name, config)
         yield from _versions(folder, config, manifest, place)
@@ -224,6 +223,13 @@ def _digests(folder: Path, manifest: Manifest) -> Iterator[Finding]:
             "remove them if they are not yours",
             "warning",
         )
+
+
+def _why_no_config(error: TritongenError | OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, TritongenError):
+        return f"{error.message}: {error.found}"
+    reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 ({error.reason})"
+    return f"{CONFIG} cannot be read: {reason}"
 
 
 def _config(name: str, config: Any) -> Iterator[Finding]:
