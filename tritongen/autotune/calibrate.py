@@ -21,7 +21,8 @@ from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.errors import DataError, TritongenError
 from tritongen.files import digest_json
 from tritongen.precision.calibration import METHODS, Histogram, RangeCollector
-from tritongen.precision.int8 import place, prepared
+from tritongen.precision.int8 import prepared
+from tritongen.precision.placement import place
 from tritongen.precision.prepare import load, save
 from tritongen.precision.recipe import Int8Recipe
 from tritongen.runs.events import Event, EventSink, discard

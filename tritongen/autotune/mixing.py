@@ -22,7 +22,8 @@ from tritongen.autotune.trial import gate, recipe_of, validation_data
 from tritongen.engines import load_engine
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.errors import BuildError
-from tritongen.precision.int8 import place, prepared
+from tritongen.precision.int8 import prepared
+from tritongen.precision.placement import place
 from tritongen.precision.prepare import load
 from tritongen.precision.recipe import Int8Recipe
 from tritongen.precision.weights import WEIGHTED

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
 from tritongen.errors import BuildError
 from tritongen.precision.calibration import Range
-from tritongen.precision.int8 import place, quantize
+from tritongen.precision.int8 import quantize
+from tritongen.precision.placement import place
 from tritongen.precision.prepare import load
 from tritongen.precision.recipe import Int8Recipe
 from tritongen.precision.weights import WEIGHTED

@@ -19,11 +19,10 @@ from tritongen.errors import BuildError, ModelError
 from tritongen.files import write_text
 from tritongen.precision.calibration import Range
 from tritongen.precision.fp8 import int8_to_float8
+from tritongen.precision.placement import FLOATS, Placement, place, shared_ranges
 from tritongen.precision.prepare import is_prepared, load, opset_of, prepare, save
 from tritongen.precision.recipe import Int8Recipe
-from tritongen.precision.weights import WEIGHTED, channel_scales, fold_weights
-
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+from tritongen.precision.weights import channel_scales, fold_weights
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,6 @@ class QuantizationSummary:
     opset: int
     notes: tuple[str, ...]
     """What stayed in floating point, and why."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Which nodes and which of their activations are quantized."""
-
-    nodes: tuple[str, ...]
-    operators: dict[str, int]
-    activations: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def tensors_to_calibrate(model: Path, recipe: Int8Recipe) -> list[str]:
@@ -82,7 +71,7 @@ def quantize(
         proto = load(ready)
         placement = place(proto, recipe, model.name, ranges, only=only, held=held)
         state_kernel_shapes(proto)
-        quantized = _emit(proto, placement, ranges, recipe)
+        quantized = _emit(proto, placement, shared_ranges(placement, ranges), recipe)
     for key in ("onnx.infer", "tritongen.prepared"):
         _drop_property(quantized, key)
     if recipe.float8:
@@ -142,156 +131,6 @@ def write_samples(
     return path
 
 
-def place(
-    proto: Any,
-    recipe: Int8Recipe,
-    name: str,
-    ranges: Mapping[str, Range] | None = None,
-    *,
-    only: Collection[str] | None = None,
-    held: Collection[str] = (),
-) -> Placement:
-    """Choose nodes and activations by the recipe; with `ranges`, only nodes whose activations have one.
-
-    With `only`, no others than those nodes; never those that are `held`.
-    """
-    if recipe.implicit:
-        return _place_everywhere(proto)
-    graph = proto.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    floats = _float_activations(graph)
-    outputs = {value.name for value in graph.output}
-    producers = {output: node.op_type for node in graph.node for output in node.output}
-    nodes: list[str] = []
-    operators: Counter[str] = Counter()
-    activations: dict[str, None] = {}
-    left: Counter[str] = Counter()
-    for node in graph.node:
-        if node.op_type not in recipe.operators or node.domain not in ("", "ai.onnx"):
-            continue
-        wanted = _activations(node, recipe, weights, floats, outputs)
-        if recipe.fused_adds and node.op_type == "Add":
-            wanted = _without_fused(wanted, producers)
-        reason = _reason_to_skip(node, recipe, weights, floats)
-        if reason is None and ranges is not None and any(tensor not in ranges for tensor in wanted):
-            reason = "no value was ever seen"
-        if reason is None and (node.name in held or (only is not None and node.name not in only)):
-            reason = "held in floating point for accuracy"
-        if reason is not None:
-            left[f"{node.op_type}: {reason}"] += 1
-            continue
-        nodes.append(node.name)
-        operators[node.op_type] += 1
-        activations.update(dict.fromkeys(wanted))
-    _refuse_nothing(proto, recipe, operators, left, name)
-    notes = tuple(f"{count} × {reason}" for reason, count in sorted(left.items()))
-    return Placement(tuple(nodes), dict(operators), tuple(activations), notes + _subgraph_note(graph))
-
-
-def _place_everywhere(proto: Any) -> Placement:
-    """Every floating-point activation, for an engine that chooses the nodes itself."""
-    graph = proto.graph
-    floats = _float_activations(graph)
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value.name for value in graph.input if value.name in floats - constants]
-    inner = [output for node in graph.node for output in node.output if output in floats]
-    return Placement((), {}, tuple(dict.fromkeys(inputs + inner)), ())
-
-
-def _reason_to_skip(
-    node: Any, recipe: Int8Recipe, weights: Mapping[str, Any], floats: set[str]
-) -> str | None:
-    if node.input[0] not in floats:
-        return "its input is not a floating-point activation"
-    if node.op_type not in WEIGHTED:
-        return None
-    weight = weights.get(node.input[1])
-    if weight is None or weight.data_type not in _FLOATS:
-        return "its weight is computed, not stored" if weight is None else "its weight is not floating-point"
-    return _shape_reason(node, weight, recipe) or _bias_reason(node, weights)
-
-
-def _shape_reason(node: Any, weight: Any, recipe: Int8Recipe) -> str | None:
-    if min(_channels(node, weight)) < recipe.min_channels:
-        return f"fewer than {recipe.min_channels} channels"
-    if not recipe.depthwise and _is_depthwise(node, weight):
-        return "depthwise"
-    return None
-
-
-def _bias_reason(node: Any, weights: Mapping[str, Any]) -> str | None:
-    if len(node.input) > 2 and node.input[2]:  # noqa: PLR2004
-        bias = weights.get(node.input[2])
-        if bias is None or len(bias.dims) != 1 or (node.op_type == "Gemm" and bias.dims[0] == 1):
-            return "its bias is not a stored vector"
-    return None
-
-
-def _channels(node: Any, weight: Any) -> tuple[int, ...]:
-    """Output channels and the inputs that each of them sums over (all groups together)."""
-    dims = tuple(weight.dims)
-    if node.op_type in ("Conv", "ConvTranspose"):
-        groups = _attribute(node, "group", 1)
-        return (dims[0], dims[1] * groups)
-    return dims[-2:]
-
-
-def _is_depthwise(node: Any, weight: Any) -> bool:
-    groups = _attribute(node, "group", 1)
-    return node.op_type == "Conv" and groups > 1 and weight.dims[1] == 1
-
-
-def _attribute(node: Any, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
-
-
-def _activations(
-    node: Any, recipe: Int8Recipe, weights: Mapping[str, Any], floats: set[str], graph_outputs: set[str]
-) -> list[str]:
-    """The node's activations that get a Q/DQ pair."""
-    inputs = node.input[:1] if node.op_type in WEIGHTED else node.input
-    tensors = [tensor for tensor in inputs if tensor in floats and tensor not in weights]
-    if recipe.quantize_outputs and node.op_type not in recipe.float_outputs:
-        tensors += [tensor for tensor in node.output if tensor in floats]
-    # What a client reads keeps its full precision, except after a convolution, which has no such kernel.
-    return [t for t in tensors if t not in graph_outputs or node.op_type.startswith("Conv")]
-
-
-def _without_fused(inputs: list[str], producers: Mapping[str, str]) -> list[str]:
-    """An Add's inputs but the first that a weighted operator computes: its accumulator takes the sum."""
-    fused = next((tensor for tensor in inputs if producers.get(tensor) in WEIGHTED), None)
-    return [tensor for tensor in inputs if tensor != fused] if fused else []
-
-
-def _float_activations(graph: Any) -> set[str]:
-    return {
-        value.name
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.elem_type in _FLOATS
-    }
-
-
-def _subgraph_note(graph: Any) -> tuple[str, ...]:
-    holders = [n.op_type for n in graph.node if any(a.HasField("g") or a.graphs for a in n.attribute)]
-    return (f"the bodies of {', '.join(sorted(set(holders)))} stay in floating point",) if holders else ()
-
-
-def _refuse_nothing(
-    proto: Any, recipe: Int8Recipe, operators: Mapping[str, int], left: Mapping[str, int], name: str
-) -> None:
-    if any(op in WEIGHTED for op in operators) or (operators and not set(recipe.operators) & set(WEIGHTED)):
-        return
-    reasons = "; ".join(f"{count} × {reason}" for reason, count in left.items())
-    kinds = Counter(node.op_type for node in proto.graph.node)
-    present = ", ".join(f"{op} ×{count}" for op, count in kinds.most_common(5))
-    raise BuildError(
-        f"nothing to quantize: {name} has no operator that recipe '{recipe.name}' speeds up",
-        found=reasons or f"its operators: {present}",
-        expected=f"one of {', '.join(op for op in recipe.operators if op in WEIGHTED)} with stored weights",
-        fix="leave int8 out of the precisions",
-    )
-
-
 def _emit(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe: Int8Recipe) -> Any:
     """The model with Q/DQ nodes; BuildError if the recipe cannot be applied, ModelError for NaN weights."""
     from onnxruntime.quantization.quant_utils import add_infer_metadata
@@ -326,11 +165,17 @@ def _quantizer(proto: Any, placement: Placement, ranges: Mapping[str, Range], re
             if tensor_name in wanted or tensor_name in self.initializers:
                 super().quantize_activation_tensor(tensor_name)
 
+        def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
+            if recipe.shared_ranges:  # a group's range holds, whatever the operator
+                self.quantize_activation_tensor(output_name)
+            else:
+                super().quantize_output_same_as_input(output_name, input_name, node_name)
+
     types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
     overrides = {}
     if recipe.per_channel and recipe.weight == "int8" and recipe.symmetric_weights:
         overrides = channel_scales(proto, set(placement.nodes), reduce_range=recipe.reduce_range)
-    return PlacedQuantizer(
+    quantizer = PlacedQuantizer(
         proto,
         recipe.per_channel,
         recipe.reduce_range,
@@ -352,6 +197,9 @@ def _quantizer(proto: Any, placement: Placement, ranges: Mapping[str, Range], re
             "TensorQuantOverrides": overrides,
         },
     )
+    for name in placement.moved:  # no node that is quantized asks for these
+        quantizer.quantize_activation_tensor(name)
+    return quantizer
 
 
 def _refuse_unfinite_weights(proto: Any, placement: Placement) -> None:
@@ -359,7 +207,7 @@ def _refuse_unfinite_weights(proto: Any, placement: Placement) -> None:
     chosen = set(placement.nodes)
     for node in proto.graph.node:
         for name in node.input if node.name in chosen else ():
-            if name in weights and weights[name].data_type in _FLOATS:
+            if name in weights and weights[name].data_type in FLOATS:
                 values = onnx.numpy_helper.to_array(weights[name])
                 if not np.isfinite(values).all():
                     raise ModelError(

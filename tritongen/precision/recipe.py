@@ -30,6 +30,10 @@ class Int8Recipe:
     """Weights stay in floating point before a Q/DQ pair, in place of integers before a DQ (TensorRT)."""
     fused_adds: bool = False
     """An Add's input that a weighted operator computes stays in floating point: its kernel takes the sum."""
+    shared_ranges: bool = False
+    """One range for tensors between which values are only moved (by Concat, Split, …), and pairs in front of
+    such operators, so that one INT8 tensor serves all that read it. An Add that no kernel of a weighted
+    operator takes is quantized on both inputs, if its sum is wanted in INT8."""
     half: bool = False
     """What is not quantized becomes FP16 afterwards, for engines that take precisions from the graph."""
     float8: bool = False
@@ -46,6 +50,10 @@ class Int8Recipe:
     """Per-channel DequantizeLinear needs 13; FP16 scales need 19."""
     min_channels: int = 0
     """Convolutions and matrix products with fewer channels stay in floating point."""
+    min_output_channels: int = 0
+    """The same, for their output channels alone."""
+    float_sources: tuple[str, ...] = ()
+    """Operator types after which weighted operators stay in floating point: their kernels write no INT8."""
 
 
 @dataclass(frozen=True)

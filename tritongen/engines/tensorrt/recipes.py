@@ -12,6 +12,8 @@ from tritongen.spec import Precision
 _OPERATORS = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool",
 )  # fmt: skip
+_VECTOR = 4
+"""Channels that the narrowest INT8 layout holds side by side."""
 METHODS = ("mse", "percentile")
 """Nearest to the reference on three real nets (bench/int8_ranges.py); each one more is a slow build."""
 
@@ -33,6 +35,24 @@ def int8_recipes() -> Sequence[Int8Recipe]:
     )
 
 
+def shared_recipe() -> Int8Recipe:
+    """One range for tensors between which values are only moved, and sums in INT8: a rival, not timed yet.
+
+    Two kinds of convolutions stay in floating point. With fewer than four output channels, INT8 computes and
+    writes four all the same. After a Softmax, no kernel takes the QuantizeLinear along: it reads two bytes
+    and writes one, and the convolution, which would have read two, reads that: arithmetic has to pay for it.
+    """
+    (residual,) = int8_recipes()
+    return replace(
+        residual,
+        name="s8-shared",
+        operators=tuple(op for op in _OPERATORS if op != "MaxPool"),  # it only moves values
+        shared_ranges=True,
+        min_output_channels=_VECTOR,
+        float_sources=("Softmax",),
+    )
+
+
 def implicit_recipe() -> Int8Recipe:
     """Ranges for every tensor and no Q/DQ nodes: the builder chooses the layers (8.6 and 10)."""
     return Int8Recipe(name="implicit", operators=(), implicit=True, methods=METHODS)
@@ -43,6 +63,13 @@ def calibrator_recipe() -> Int8Recipe:
     return Int8Recipe(
         name="calibrator", operators=(), implicit=True, own_calibrator=True, methods=("entropy2",)
     )
+
+
+def rival_recipes(has: Features) -> Sequence[Int8Recipe]:
+    """What `--effort thorough` tries in INT8 besides."""
+    if not has.weakly_typed:
+        return (_strongly_typed(shared_recipe()),)
+    return (shared_recipe(), calibrator_recipe()) if has.implicit_int8 else (shared_recipe(),)
 
 
 def half_recipe() -> Fp16Recipe:
@@ -69,6 +96,10 @@ def recipes_for(precision: Precision, has: Features) -> Sequence[Recipe]:
     if precision is not Precision.INT8:
         return ()
     if not has.weakly_typed:
-        # FP16 scales need opset 19, and let everything else run in FP16, too.
-        return tuple(replace(one, min_opset=19, half=True) for one in int8_recipes())
+        return tuple(map(_strongly_typed, int8_recipes()))
     return (*int8_recipes(), implicit_recipe()) if has.implicit_int8 else int8_recipes()
+
+
+def _strongly_typed(recipe: Int8Recipe) -> Int8Recipe:
+    """FP16 scales need opset 19, and let everything else run in FP16, too."""
+    return replace(recipe, min_opset=19, half=True)
