@@ -133,7 +133,7 @@ def test_an_undecided_probe_inside_the_bracket_ends_the_bisection() -> None:
     # Closer on either side of the undecided one at 141 requests/s.
     assert peak.failed == pytest.approx(2**0.5 * 105)
     assert "inside the bracket" in peak.reason
-    assert "known to 48% only: longer probes (--max-duration)" in peak.reason
+    assert "known only to within 48%: longer probes (--max-duration)" in peak.reason
     assert peak.confirmed
 
 

@@ -134,7 +134,7 @@ class _Search:
         if self.passed is None or self.failed is None or self.failed <= self.passed * (1 + tolerance) * 1.001:
             return ""
         width = self.failed / self.passed - 1
-        return f"; the highest rate is known to {width:.0%} only: longer probes (--max-duration) tell more"
+        return f"; that rate is known only to within {width:.0%}: longer probes (--max-duration) tell more"
 
     def _close_in(self, undecided: float, tolerance: float) -> None:
         """Move the ends of the bracket as near as can be told to a rate that could not be told.
