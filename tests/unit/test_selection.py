@@ -165,6 +165,15 @@ def test_an_slo_that_nothing_meets_still_yields_a_winner_that_says_so() -> None:
     assert chosen.notes[0].startswith("max_batch_size is 1: no batch size meets p99<=1ms")
 
 
+@pytest.mark.parametrize("promise", ["throughput>=401/s", "throughput>=401 req/s"])
+def test_a_throughput_that_the_engine_alone_does_not_give_is_out_of_reach(promise: str) -> None:
+    fp32 = trial("fp32", [point(1, 10.0), point(4, 10.0)])  # 400 inferences/s
+    assert (
+        "is out of its reach: its engine alone gives 400 inferences/s" in choose([fp32], slo=[promise]).reason
+    )
+    assert "out of its reach" not in choose([fp32], slo=["throughput>=400/s"]).reason
+
+
 def test_a_missed_slo_names_the_point_whose_p99_it_tells() -> None:
     """The table shows one instance; the point that is judged may be of several."""
     alone, two = point(1, 13.0), point(1, 16.0, instances=2)

@@ -72,6 +72,7 @@ class Goal:
     """Fixed by the spec; None: what the trials find best."""
     full_batches: bool = False
     """Throughput counts at the largest batch that the SLO allows, since the server is told to fill it."""
+    throughput_slos: tuple[Slo, ...] = ()
 
     @classmethod
     def parse(
@@ -85,8 +86,10 @@ class Goal:
         """From the spec's texts; SpecError for an SLO that cannot be read."""
         kind, _, batch = objective.partition("@")
         size = int(batch or 1) if kind == "latency" else None
-        latencies = tuple(one for one in map(parse_slo, slo) if one.unit == "ms")
-        return cls(objective, size, latencies, instances, full_batches)
+        slos = [parse_slo(text) for text in slo]
+        latencies = tuple(one for one in slos if one.unit == "ms")
+        rates = tuple(one for one in slos if one.metric == "throughput")
+        return cls(objective, size, latencies, instances, full_batches, rates)
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Goal:

@@ -62,6 +62,11 @@ def why_won(
         missed = ", ".join(str(slo) for slo in goal.latency_slos)
         reason += f"; no candidate meets {missed}: its P99 at {_setting(winner)} is "
         reason += f"{number(winner.point.p99_ms)} ms"
+    # A request holds an inference at least, so this bounds requests/s as well; the server adds its own costs.
+    most = max(point.throughput for point in winner.trial.curve)
+    for slo in goal.throughput_slos:
+        if not slo.holds(most):
+            reason += f"; {slo} is out of its reach: its engine alone gives {most:,.0f} inferences/s at most"
     return reason
 
 
