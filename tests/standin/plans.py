@@ -18,8 +18,13 @@ def plan_bytes(
     *,
     version: str = "8.6.0",
     capability: Sequence[int] = (9, 0),
+    flags: Sequence[str] = ("FP16",),
+    plugins: Sequence[str] = (),
 ) -> bytes:
-    """A plan of an ONNX file; `profiles` are `engines.tensorrt.profiles.Profile`s."""
+    """A plan of an ONNX file; `profiles` are `engines.tensorrt.profiles.Profile`s.
+
+    It loads only where libraries of the names in `plugins` were loaded.
+    """
     return json.dumps(
         {
             "stand-in": version,
@@ -29,6 +34,7 @@ def plan_bytes(
                 {name: [list(extent.min), list(extent.opt), list(extent.max)] for name, extent in one.items()}
                 for one in profiles
             ],
-            "flags": ["FP16"],
+            "flags": list(flags),
+            "plugins": list(plugins),
         }
     ).encode()

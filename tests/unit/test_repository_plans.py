@@ -45,11 +45,12 @@ def plan_to_write(
     *,
     batch_sizes: Sequence[int] = (1, 4),
     instances: int = 1,
+    plan: bytes | None = None,
     plugins: Mapping[str, bytes] | None = None,
     version_compatible: bool = False,
     **serving: Any,
 ) -> ModelToWrite:
-    """What `build --engine tensorrt` would hand to the writer; the plan's bytes are made up."""
+    """What `build --engine tensorrt` would hand to the writer; without `plan` its bytes are made up."""
     base = to_write(model, runs / "onnx", **serving)
     largest = base.selection.max_batch_size
     shaped = TensorRTEngine().with_shapes(base.inputs, largest)
@@ -58,7 +59,7 @@ def plan_to_write(
     )
     folder = runs / versions["compute_capability"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.plan").write_bytes(f"a plan for {sorted(versions.items())}, {runs}".encode())
+    (folder / "model.plan").write_bytes(plan or f"a plan for {sorted(versions.items())}, {runs}".encode())
     for name, content in (plugins or {}).items():
         (folder / name).write_bytes(content)
     artifact = Artifact(

@@ -45,6 +45,7 @@ _MEGABYTE = 1_000_000
     help="With --layers: the optimization profile to run.",
     metavar="N",
 )
+@options.parser_plugins
 @options.seed
 @options.as_json
 def command(  # noqa: PLR0917 - click passes every option by name
@@ -55,6 +56,7 @@ def command(  # noqa: PLR0917 - click passes every option by name
     parser: bool,
     layers: bool,
     profile: int,
+    plugins: tuple[Path, ...],
     seed: int | None,
     as_json: bool,
 ) -> int | None:
@@ -70,8 +72,11 @@ def command(  # noqa: PLR0917 - click passes every option by name
         from tritongen.cli import plans
 
         if layers:
-            return plans.layers(model, profile, as_json)
-        return plans.parser(model, as_json) if parser else plans.about(model, as_json)
+            return plans.layers(model, profile, as_json, plugins)
+        ask = plans.parser if parser else plans.about
+        return ask(model, as_json, plugins)
+    if plugins:
+        raise click.UsageError("--plugin goes with --tensorrt, --layers or a plan")
     graph = inspect_model(model)
     inputs: tuple[ResolvedInput, ...] = ()
     note = None

@@ -172,6 +172,14 @@ plugins = click.option(
     metavar="LIB.so",
     help="Library with operators that TensorRT lacks, for build, trials and serving; repeatable.",
 )
+parser_plugins = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="LIB.so",
+    help="Library with operators that TensorRT lacks, loaded before it is asked; repeatable.",
+)
 tensorrt = click.option(
     "--tensorrt",
     multiple=True,

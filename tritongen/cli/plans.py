@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 
-def about(plan: Path, as_json: bool) -> int:
+def about(plan: Path, as_json: bool, plugins: Sequence[Path] = ()) -> int:
     """Print what is known of a plan: from its manifest, which needs no GPU, else from TensorRT itself."""
     from tritongen.repository.plan_report import describe
 
-    found = describe(plan)
+    found = describe(plan, plugins)
     if as_json:
         click.echo(json.dumps({"schema": "tritongen/plan/1", **found.to_json()}, indent=2))
         return 0
@@ -32,11 +33,13 @@ def about(plan: Path, as_json: bool) -> int:
     return 0
 
 
-def layers(plan: Path, profile: int, as_json: bool) -> int:
-    """Print time, precision, fused nodes and tactic of each layer."""
+def layers(plan: Path, profile: int, as_json: bool, plugins: Sequence[Path] = ()) -> int:
+    """Print time, precision, fused nodes and tactic of each layer; `plugins` beside those of its manifest."""
     from tritongen.engines.tensorrt.report import plan_layers
+    from tritongen.repository.plan_report import needs_of
 
-    report = plan_layers(plan, profile)
+    own, host_code = needs_of(plan)
+    report = plan_layers(plan, profile, plugins=[*own, *plugins], host_code=host_code)
     if as_json:
         click.echo(json.dumps({"schema": "tritongen/layers/1", **asdict(report)}, indent=2))
         return 0
@@ -59,17 +62,17 @@ def layers(plan: Path, profile: int, as_json: bool) -> int:
     return 0
 
 
-def parser(model: Path, as_json: bool) -> int:
+def parser(model: Path, as_json: bool, plugins: Sequence[Path] = ()) -> int:
     """Print what TensorRT's parser says of an ONNX file; 2 if it refuses nodes."""
     from tritongen.engines.tensorrt.report import check_graph
     from tritongen.graph import inspect_model
 
-    report = check_graph(inspect_model(model).path)
+    report = check_graph(inspect_model(model).path, plugins)
     if as_json:
         click.echo(json.dumps({"schema": "tritongen/parser/1", **asdict(report)}, indent=2))
     elif report.problems:
         click.echo(f"{report.parser} refuses {model}:\n  " + "\n  ".join(report.problems))
-        click.echo("use --engine onnxruntime, or export the model without these operators")
+        click.echo("give the operators as a plugin (--plugin lib.so), or use --engine onnxruntime")
     else:
         click.echo(f"{report.parser} takes {model}" + (f"; {report.caveat}" if report.caveat else ""))
     return 2 if report.problems else 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tritongen.cli import options
 from tritongen.serving.registry import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ Examples:
 @click.option(
     "--tensorrt", is_flag=True, help="Ask TensorRT's parser (or tensorrt_rtx's) about every ONNX model, too."
 )
+@options.parser_plugins
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(
     repository: Path | None,
@@ -72,6 +74,7 @@ def command(
     named: Path | None,
     image: str | None,
     tensorrt: bool,
+    plugins: tuple[Path, ...],
     compose_files: tuple[Path, ...],
     elsewhere: bool,
     as_json: bool,
@@ -85,9 +88,11 @@ def command(
         repository, names = named, ((str(repository), *names) if repository else names)
     repository = repository or DEFAULT_REPOSITORY
     if repository.suffix == ".onnx":
-        return _ask_parser(repository, as_json)
+        return _ask_parser(repository, plugins, as_json)
+    if plugins and not tensorrt:
+        raise click.UsageError("--plugin goes with MODEL.onnx or --tensorrt")
     place, serving = _place(image, compose_files)
-    place = replace(place, ask_tensorrt=tensorrt)
+    place = replace(place, ask_tensorrt=tensorrt, plugins=plugins)
     findings = list(verify_repository(repository, names, place))
     if serving is not None and not elsewhere:
         from tritongen.cli.launching import launch_findings
@@ -102,7 +107,7 @@ def command(
     return 1 if errors else 0
 
 
-def _ask_parser(model: Path, as_json: bool) -> int:
+def _ask_parser(model: Path, plugins: Sequence[Path], as_json: bool) -> int:
     """What TensorRT's parser says of one ONNX file; 1 if it refuses nodes."""
     import json
 
@@ -111,19 +116,20 @@ def _ask_parser(model: Path, as_json: bool) -> int:
     from tritongen.graph import inspect_model
     from tritongen.repository.parser_match import refusals, unasked
 
-    path, taken = inspect_model(model).path, ""
+    path, taken, asked = inspect_model(model).path, "", {}
     try:
-        report = check_graph(path)
+        report = check_graph(path, plugins)
     except RequirementError as error:
         findings = [unasked(model.name, path, error)]
     else:
         findings = list(refusals(model.name, report))
+        asked = {"parser": report.parser, "caveat": report.caveat or None}
         taken = f"{report.parser} takes it" + (f"; {report.caveat}" if report.caveat else "")
     refused = any(finding.severity == "error" for finding in findings)
     if as_json:
         entries = [finding.to_json() for finding in findings]
         found = {"schema": "tritongen/verify/1", "repository": str(model), "target": "tensorrt",
-                 "models": [model.name], "ok": not refused, "findings": entries}  # fmt: skip
+                 "models": [model.name], "ok": not refused, **asked, "findings": entries}  # fmt: skip
         click.echo(json.dumps(found, indent=2))
     else:
         click.echo("\n".join(map(str, findings)) or f"{model.name}: {taken}")

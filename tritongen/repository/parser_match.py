@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,23 @@ if TYPE_CHECKING:
     from tritongen.engines.tensorrt.report import ParserReport
 
 
-def check_parser(name: str, model: Path, severity: Severity = "error") -> Iterator[Finding]:
-    """A finding of `severity` for each node that the parser refuses; `unknown` where no parser works here."""
+def check_parser(
+    name: str, model: Path, severity: Severity = "error", plugins: Sequence[Path] = ()
+) -> Iterator[Finding]:
+    """A finding of `severity` for each node that is refused; `unknown` if TensorRT itself was not asked."""
     from tritongen.engines.tensorrt.report import check_graph
 
     try:
-        yield from refusals(name, check_graph(model), severity)
+        report = check_graph(model, plugins)
     except RequirementError as error:
         yield unasked(name, model, error)
+        return
+    yield from refusals(name, report, severity)
+    if report.caveat:
+        yield Finding(
+            name, "parser", f"{report.parser} takes {model.name}, and TensorRT's own parser was not asked",
+            report.caveat, "verify it on a machine with TensorRT and a GPU to know", "unknown",
+        )  # fmt: skip
 
 
 def unasked(name: str, model: Path, error: RequirementError) -> Finding:

@@ -147,15 +147,18 @@ def _largest_batch(profile: Profile) -> int:
 
 
 def _opened(name: str, path: Path, config: Any) -> Iterator[Finding]:
-    """What TensorRT itself says of the plan: whether it loads, and what its tensors are."""
+    """What TensorRT itself says of the plan, opened as the embedded server would open it."""
     from tritongen.engines.tensorrt import api, cuda
     from tritongen.engines.tensorrt.plan import load_plan
     from tritongen.engines.tensorrt.serving import tensor_specs
 
     label = f"{path.parent.name}/{path.name}"
+    told = {key: value.string_value for key, value in config.parameters.items()}
+    plugins = [path.parent / plugin for plugin in told.get("plugins", "").split(";") if plugin]
+    trusted = told.get("version_compatible") == "true"
     try:
         cuda.use_device(0)
-        plan = load_plan(api.load(), path)
+        plan = load_plan(api.load(), path, plugins=plugins, host_code=trusted)
     except TritongenError as error:
         message = f"{label}: {error.message}" + (f" ({error.found})" if error.found else "")
         yield Finding(name, "plan", message, _REFUSED, error.fix or REBUILD)

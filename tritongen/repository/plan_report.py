@@ -60,16 +60,19 @@ class PlanDescription:
         yield "known from", "its manifest" if self.source == "manifest" else "TensorRT, which loaded it"
 
 
-def describe(plan: Path) -> PlanDescription:
-    """What is known of a plan; InputError if it is not there, RequirementError if nothing can tell."""
+def describe(plan: Path, plugins: Sequence[Path] = ()) -> PlanDescription:
+    """What is known of a plan; InputError if it is not there, RequirementError if nothing can tell.
+
+    `plugins` are loaded where TensorRT is asked, as no manifest names those that the plan needs.
+    """
     if not plan.is_file():
         raise InputError(
             f"there is no plan at {plan}", fix="name the file in a version folder of a repository"
         )
     entry = _entry(plan)
     if entry is not None:
-        plugins = [plan.parent / name for name in entry.details.get("plugins", ())]
-        same = all(path.is_file() for path in plugins) and digest_files([plan, *plugins]) == entry.digest
+        own, _ = needs_of(plan)
+        same = all(path.is_file() for path in own) and digest_files([plan, *own]) == entry.digest
         return PlanDescription(
             source="manifest",
             size_bytes=plan.stat().st_size,
@@ -79,7 +82,16 @@ def describe(plan: Path) -> PlanDescription:
             candidate=entry.candidate.id,
             created=entry.created,
         )
-    return _loaded(plan)
+    return _loaded(plan, plugins)
+
+
+def needs_of(plan: Path) -> tuple[list[Path], bool]:
+    """(plugins to load before the plan, whether to trust code that it carries), by its manifest if any."""
+    entry = _entry(plan)
+    if entry is None:
+        return [], False
+    plugins = [plan.parent / name for name in entry.details.get("plugins", ())]
+    return plugins, bool(entry.details.get("version_compatible", False))
 
 
 def _entry(plan: Path) -> BuiltPlan | None:
@@ -92,7 +104,7 @@ def _entry(plan: Path) -> BuiltPlan | None:
     return next((one for one in manifest.plans if of_this_version and one.file == plan.name), None)
 
 
-def _loaded(plan: Path) -> PlanDescription:
+def _loaded(plan: Path, plugins: Sequence[Path]) -> PlanDescription:
     from tritongen.engines import load_engine
     from tritongen.engines.tensorrt import api, cuda
     from tritongen.engines.tensorrt.plan import load_plan
@@ -107,7 +119,7 @@ def _loaded(plan: Path) -> PlanDescription:
             expected="a plan in a repository that tritongen wrote, or TensorRT with a GPU",
         )
     cuda.use_device(0)
-    opened = load_plan(api.load(), plan)
+    opened = load_plan(api.load(), plan, plugins=plugins)
     bindings = [
         {"name": b.name, "dtype": b.dtype, "shape": list(b.shape), "input": b.is_input}
         for b in opened.bindings

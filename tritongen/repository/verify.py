@@ -43,6 +43,8 @@ class Place:
     """This machine, when it is the one that will serve."""
     ask_tensorrt: bool = False
     """Ask TensorRT's parser about every ONNX file; else only where TensorRT is to run parts of it."""
+    plugins: tuple[Path, ...] = ()
+    """Libraries with operators that the parser is given."""
 
 
 def model_names(repository: Path) -> tuple[str, ...]:
@@ -286,7 +288,7 @@ def _versions(folder: Path, config: Any, manifest: Manifest | None, place: Place
         elif path is not None and path.suffix == ".onnx":
             yield from check_model_file(name, path, config, place.target)
             if place.ask_tensorrt or uses_tensorrt(config):
-                yield from check_parser(name, path, "warning")
+                yield from check_parser(name, path, "warning", place.plugins)
 
 
 def _readable(folder: Path) -> Iterator[Finding]:

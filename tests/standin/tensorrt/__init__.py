@@ -9,6 +9,7 @@ import json
 import math
 import os
 from enum import Enum, IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -243,7 +244,9 @@ class OnnxParser:
         import onnx
 
         proto = onnx.load(path)
-        self.errors = [i for i, node in enumerate(proto.graph.node) if node.op_type in ("Foo", "NonZero")]
+        domains = () if _loaded("librare.so") else ("rare",)
+        self.errors = [i for i, node in enumerate(proto.graph.node)
+                       if node.op_type in ("Foo", "NonZero") or node.domain in domains]  # fmt: skip
         self.num_errors = len(self.errors)
         inputs = [SimpleNamespace(name=value.name, is_shape_tensor=False, dynamic_range=None)
                   for value in proto.graph.input]  # fmt: skip
@@ -263,7 +266,13 @@ class OnnxParser:
         )
 
 
+def _loaded(library: str) -> bool:
+    return f"/{library}\n" in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 class Runtime:
+    engine_host_code_allowed = False
+
     def __init__(self, logger: ILogger) -> None:
         self.logger = logger
 
@@ -283,6 +292,13 @@ class Runtime:
             here, there = (".".join(map(str, c)) for c in (cuda.CAPABILITY, stored["capability"]))
             self.logger.log(severity, f"expecting compute {here} got compute {there}, please rebuild")
             return None
+        if "VERSION_COMPATIBLE" in stored["flags"] and not self.engine_host_code_allowed:
+            self.logger.log(severity, "IRuntime::setEngineHostCodeAllowed must be true")
+            return None
+        for plugin in stored.get("plugins", ()):
+            if not _loaded(plugin):
+                self.logger.log(severity, f"could not find plugin {plugin.partition('.')[0]}")
+                return None
         return ICudaEngine(stored, self.logger)
 
 

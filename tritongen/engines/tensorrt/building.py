@@ -166,7 +166,8 @@ def load_plugin(trt: Any, logger: Any, plugin: Path) -> None:
     import ctypes
 
     try:
-        ctypes.CDLL(str(plugin), mode=ctypes.RTLD_GLOBAL)
+        # Of a name without a folder, dlopen would look in its own folders alone.
+        ctypes.CDLL(str(plugin.absolute()), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise BuildError(f"the plugin {plugin} cannot be loaded", found=str(error)) from error
     trt.init_libnvinfer_plugins(logger, "")

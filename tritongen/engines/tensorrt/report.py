@@ -61,8 +61,13 @@ class ParserReport:
         return refusal(model, self.errors, self.parser.removeprefix("tensorrt "))
 
 
-def plan_layers(path: Path, profile: int = 0) -> PlanReport:
-    """Run a plan on zeros at the usual shapes of `profile`; RequirementError without TensorRT or a GPU."""
+def plan_layers(
+    path: Path, profile: int = 0, *, plugins: Sequence[Path] = (), host_code: bool = False
+) -> PlanReport:
+    """Run a plan on zeros at the usual shapes of `profile`; RequirementError without TensorRT or a GPU.
+
+    `host_code`: trust the code that a version-compatible plan carries.
+    """
     trt = api.load()
     reason = cuda.unavailable_reason()
     if reason is not None:
@@ -71,7 +76,9 @@ def plan_layers(path: Path, profile: int = 0) -> PlanReport:
             found=reason,
             fix=f"without --layers, `tritongen inspect {path}` tells what its manifest knows",
         )
-    with TensorRTRunner(path, cuda_graph=False, transfers=False) as runner:
+    with TensorRTRunner(
+        path, cuda_graph=False, transfers=False, plugins=plugins, host_code=host_code
+    ) as runner:
         profiles = runner.profiles
         if not 0 <= profile < len(profiles):
             raise BuildError(f"{path.name} has no profile {profile}", expected=f"0 … {len(profiles) - 1}")
