@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +100,18 @@ def test_the_error_names_the_port_and_the_way(
         error = explain_wrong_port(ServerError("it broke"), Address(protocol, "127.0.0.1", port, "", secure))
     shown = " ".join(filter(None, (error.message, error.found, error.expected, error.fix)))
     assert re.search(text, shown), shown
+
+
+def test_a_failed_handshake_is_one_error_without_the_log_of_a_library() -> None:
+    with greeting(b"220 smtp") as port:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tritongen", "loadtest", "m", "--url", f"grpcs://127.0.0.1:{port}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 5
+    assert ended.stderr.startswith("error: ")
 
 
 def test_metrics_are_no_place_for_requests() -> None:

@@ -6,6 +6,7 @@ import difflib
 import errno
 import importlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -97,6 +98,7 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with a code of `tritongen.errors.ExitCode`."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library would log beside our one error
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where it is closed
             stream.reconfigure(errors="backslashreplace")  # "≤" on a terminal that is not UTF-8
