@@ -134,6 +134,17 @@ def test_a_sum_with_a_constant_stays_in_floating_point() -> None:
     assert placed(graph(nodes)).activations == ("sum",)
 
 
+@pytest.mark.parametrize("recipe", [RESIDUAL, SHARED])
+def test_the_constant_of_a_sum_in_floating_point_is_not_rounded(recipe: Any, tmp_path: Path) -> None:
+    nodes = [*silu("x", "a"), node("Add", ["a", "ones"], ["sum"]), conv("sum", "y")]
+    out = tmp_path / "int8.onnx"
+    summary = quantize(models.save(graph(nodes), tmp_path / "m.onnx"), {"sum": (-3.0, 3.0)}, recipe, out)
+    assert summary.operators == {"Conv": 1}
+    assert "1 × Add: no input of it is quantized" in summary.notes
+    rounded = {one.input[0] for one in onnx.load(out).graph.node if one.op_type == "QuantizeLinear"}
+    assert rounded == {"sum", "w8"}
+
+
 def test_a_convolutions_kernel_still_takes_the_sum() -> None:
     nodes = [
         conv("x", "a"), node("Relu", ["a"], ["r"]), conv("r", "b"),
