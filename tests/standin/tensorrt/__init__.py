@@ -256,7 +256,9 @@ class OnnxParser:
         self.network.num_inputs, self.network.num_layers = len(inputs), len(outputs)
         self.network.get_input = inputs.__getitem__
         self.network.get_layer = lambda i: SimpleNamespace(
-            name=proto.graph.node[i].name, num_outputs=len(outputs[i]), get_output=outputs[i].__getitem__
+            name=proto.graph.node[i].name or f"{proto.graph.node[i].op_type}_{i}",
+            num_outputs=len(outputs[i]),
+            get_output=outputs[i].__getitem__,
         )
         return not self.errors
 

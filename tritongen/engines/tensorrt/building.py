@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from tritongen.engines.tensorrt import api
 from tritongen.engines.tensorrt.profiles import Profile
-from tritongen.engines.tensorrt.progress import Phases, monitor
+from tritongen.engines.tensorrt.progress import TIMING, Phases, Rounds, monitor
 from tritongen.errors import BuildError, ModelError
 from tritongen.files import replacing
 from tritongen.runs.events import Event, EventSink, discard
@@ -67,17 +68,19 @@ def make_logger(trt: Any, log: Log, events: EventSink = discard) -> Any:
     verbose = trt.ILogger.Severity.VERBOSE
 
     class Logger(trt.ILogger):  # type: ignore[misc]
+    # Newer versions tell their phases themselves.
+    rounds = None if api.features(trt).progress_monitor else Rounds(events)
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
-            if severity == verbose:  # a line or more for each tactic that is timed
+            if severity == verbose:  # tens of thousands of lines
+                if rounds is not None and TIMING in text:
+                    rounds.one(text)
                 return
             name = str(severity).rpartition(".")[2]
             if name in ("ERROR", "INTERNAL_ERROR", "WARNING"):
                 log.lines.append((name, text))
-            if name == "INFO" and "Local timing cache" in text:
-                events(Event("trial", "progress", "TensorRT: timing tactics"))
 
     return Logger()
 
@@ -275,12 +278,15 @@ def _attach_cache(config: Any, path: Path | None) -> Any:
 def _store_cache(config: Any, path: Path) -> None:
     """Write the timing cache back, together with what another build may have stored meanwhile."""
     cache = config.get_timing_cache()
-    stored = config.create_timing_cache(path.read_bytes()) if path.exists() else None
-    if stored is not None:
-        # What was timed elsewhere stays out: it was refused when it was attached, too.
-        cache.combine(stored, False)  # noqa: FBT003
-    with replacing(path) as temporary:
-        temporary.write_bytes(bytes(cache.serialize()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # builds on several GPUs may end at once
+        stored = config.create_timing_cache(path.read_bytes()) if path.exists() else None
+        if stored is not None:
+            # What was timed elsewhere stays out: it was refused when it was attached, too.
+            cache.combine(stored, False)  # noqa: FBT003
+        with replacing(path) as temporary:
+            temporary.write_bytes(bytes(cache.serialize()))
 
 
 def read_ranges(path: Path) -> dict[str, tuple[float, float]]:

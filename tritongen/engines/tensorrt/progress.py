@@ -1,4 +1,4 @@
-"""What a long build is doing, where the version tells (IProgressMonitor: 10 and newer)."""
+"""What a long build is doing: its phases (IProgressMonitor: 10 and newer), or what it times (8.6)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from tritongen.runs.events import Event, EventSink
 
 _INTERVAL_S = 0.5
 """Between two events: phases of a small network take milliseconds."""
+_ROUNDS_INTERVAL_S = 3.0
+_LONGEST = 70
+TIMING = "Timing Runner:"
+"""In the verbose line that starts a round: all tactics of one kind for one layer in one format."""
 
 
 class Phases:
@@ -44,6 +48,27 @@ class Phases:
         done, steps = next(iter(self._open.values()))
         name = list(self._open)[-1]
         self._events(Event("trial", "progress", f"TensorRT: {name}", fraction=min(1.0, done / steps)))
+
+
+class Rounds:
+    """How many rounds of tactics were timed; how many there will be, no version without a monitor tells."""
+
+    def __init__(self, events: EventSink, clock: Callable[[], float] = time.monotonic) -> None:
+        self._events = events
+        self._clock = clock
+        self._told = clock()
+        self._count = 0
+
+    def one(self, line: str) -> None:
+        """Another round begins, as this line of the log says."""
+        self._count += 1
+        now = self._clock()
+        if now - self._told < _ROUNDS_INTERVAL_S:
+            return
+        self._told = now
+        layer = line.partition(TIMING)[2].strip()
+        layer = layer if len(layer) <= _LONGEST else f"{layer[:_LONGEST]}…"
+        self._events(Event("trial", "progress", f"TensorRT: timing tactics, round {self._count:,}: {layer}"))
 
 
 def monitor(trt: Any, phases: Phases) -> Any:
