@@ -388,6 +388,27 @@ def test_recipes_follow_the_features() -> None:
     assert (int8.half, int8.min_opset) == (True, 19)
 
 
+def test_a_thorough_search_has_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for flags, creation, more in (
+        ("FP16 INT8 TF32", "EXPLICIT_BATCH", "IInt8EntropyCalibrator2"),
+        ("TF32", "STRONGLY_TYPED", "IProgressMonitor"),
+    ):
+        module = surface(flags, creation, "", more)
+        monkeypatch.setattr(api, "load", lambda module=module: module)
+        for thorough in (False, True):
+            recipes = TensorRTEngine(thorough=thorough).recipes(Precision.INT8)
+            found[creation, thorough] = [recipe.name for recipe in recipes]
+            assert all(
+                isinstance(r, Int8Recipe) and r.half is (creation != "EXPLICIT_BATCH") for r in recipes
+            )
+        assert TensorRTEngine(thorough=True).recipes(Precision.FP32) == ()
+    assert found["EXPLICIT_BATCH", False] == ["s8-residual", "implicit"]
+    assert found["EXPLICIT_BATCH", True] == ["s8-residual", "implicit", "s8-shared", "calibrator"]
+    assert found["STRONGLY_TYPED", False] == ["s8-residual"]
+    assert found["STRONGLY_TYPED", True] == ["s8-residual", "s8-shared"]
+
+
 def test_int64_inputs_are_narrowed_only_where_they_fit() -> None:
     binding = Binding("ids", "int32", (-1, 4), is_input=True)
     ids = np.array([[0, 1, 2**31 - 1, -(2**31)]], np.int64)

@@ -157,6 +157,7 @@ def _mixing_job(search: Search, base: Trial) -> MixingJob:
         preparation=search.preparation,
         max_batch_size=largest_batch(setting.spec, batched=search.graph.batched),
         blocks=_BLOCKS[setting.effort],
+        effort=setting.effort,
         # ONNX Runtime opens a file in no time: it is judged as it will be served.
         simulated=search.engine.name != "onnxruntime",
         calibration_folder=setting.run.calibration.absolute(),

@@ -51,6 +51,8 @@ class MixingJob(Record):
     max_batch_size: int
     blocks: int
     """At most so many blocks are looked at one by one: each costs one run of the model."""
+    effort: str
+    """By which the engine knows its recipes."""
     simulated: bool
     """Judge by ONNX Runtime on the engine's Q/DQ nodes, where building the engine takes minutes."""
     calibration_folder: Path

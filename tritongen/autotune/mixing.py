@@ -43,9 +43,8 @@ def analyse(job_file: Path, events: EventSink) -> None:
     """Write sensitivity.json beside `job_file`; BuildError if the candidate has no Q/DQ nodes."""
     job = read_record(job_file, MixingJob)
     graph = prepared_graph(job.spec, job.preparation)
-    engine = load_engine(job.candidate.engine).with_shapes(
-        resolved_inputs(graph, job.preparation), job.max_batch_size
-    )
+    engine = load_engine(job.candidate.engine).configured(job.spec, job.effort)
+    engine = engine.with_shapes(resolved_inputs(graph, job.preparation), job.max_batch_size)
     recipe = recipe_of(engine, job.candidate)
     if not isinstance(recipe, Int8Recipe) or recipe.implicit or job.spec.data.calibration is None:
         raise BuildError(f"{job.candidate.id} has no Q/DQ nodes that could be left out")

@@ -33,7 +33,7 @@ from tritongen.engines.tensorrt.profiles import (
     to_text,
     wide_profile,
 )
-from tritongen.engines.tensorrt.recipes import calibrator_recipe, recipes_for
+from tritongen.engines.tensorrt.recipes import recipes_for, rival_recipes
 from tritongen.engines.tensorrt.runner import TensorRTRunner
 from tritongen.engines.tensorrt.serving import optimization_text, preferred_batch_sizes, tensor_specs
 from tritongen.errors import BuildError, InputError, RequirementError
@@ -126,8 +126,8 @@ class TensorRTEngine:
     def recipes(self, precision: Precision) -> Sequence[Recipe]:
         """INT8: Q/DQ placements, and implicit ranges where the version has them; FP16: flag or rewrite."""
         has = api.features(api.load())
-        rivals = self.thorough and has.implicit_int8 and precision is Precision.INT8
-        return (*recipes_for(precision, has), *((calibrator_recipe(),) if rivals else ()))
+        rivals = rival_recipes(has) if self.thorough and precision is Precision.INT8 else ()
+        return (*recipes_for(precision, has), *rivals)
 
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002
         """Profiles tuned for batch 1 and for the largest batch; FP32 once without and once with TF32.
