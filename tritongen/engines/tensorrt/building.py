@@ -66,10 +66,10 @@ class Log:
 def make_logger(trt: Any, log: Log, events: EventSink = discard) -> Any:
     """A TensorRT logger that keeps warnings and errors instead of printing them."""
     verbose = trt.ILogger.Severity.VERBOSE
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
     # Newer versions tell their phases themselves.
     rounds = None if api.features(trt).progress_monitor else Rounds(events)
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
