@@ -16,7 +16,7 @@ import pytest
 from tests import models
 from tritongen.engines.tensorrt import api, building, inspection
 from tritongen.engines.tensorrt.profiles import Extent
-from tritongen.errors import BuildError, ModelError
+from tritongen.errors import BuildError, ModelError, RequirementError
 from tritongen.spec import Precision
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="no tensorrt_rtx: pip install tensorrt-rtx-cu13")
@@ -73,7 +73,6 @@ def test_a_damaged_timing_cache_is_replaced(model: Path, tmp_path: Path, content
         {"tiling": "FULL"},
         {"optimization_level": 5, "timing_iterations": 4, "aux_streams": 1, "workspace_mb": 64},
         {"tactic_sources": "JIT_CONVOLUTIONS"},
-        {"build_route": ""},
     ],
     ids="-".join,
 )
@@ -123,6 +122,11 @@ def test_rewritten_graphs_are_built(model: Path, tmp_path: Path, precision: Prec
 def test_weak_typing_is_refused_in_words(model: Path) -> None:
     with pytest.raises(BuildError, match="only strongly typed"):
         building.build_plan(trt, model, building.Settings(compute_capability="8.9"))
+
+
+def test_a_build_route_that_does_not_exist_is_an_error(model: Path) -> None:
+    with pytest.raises(RequirementError, match="no build route '-nonsense=7'"):
+        building.build_plan(trt, model, replace(SETTINGS, build_route="-nonsense=7"))
 
 
 def test_an_unknown_operator_is_named(model: Path, tmp_path: Path) -> None:

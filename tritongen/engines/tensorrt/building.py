@@ -12,13 +12,15 @@ from typing import Any
 from tritongen.engines.tensorrt import api
 from tritongen.engines.tensorrt.profiles import Profile
 from tritongen.engines.tensorrt.progress import TIMING, Phases, Rounds, monitor
-from tritongen.errors import BuildError, ModelError
+from tritongen.errors import BuildError, ModelError, RequirementError
 from tritongen.files import replacing
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.spec import Precision
 
 _WORKSPACE_SHARE = 0.5
 """Of the GPU's free memory; the rest is for weights, activations and whoever else is on the GPU."""
+_LONGEST_LIST = 2000
+"""Characters of TensorRT's list of build routes that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def configure(trt: Any, builder: Any, network: Any, settings: Settings) -> Any:
     if settings.tiling_level is not None:
         config.tiling_optimization_level = getattr(trt.TilingOptimizationLevel, settings.tiling_level)
     if settings.build_route is not None:
-        config.build_route = settings.build_route
+        _set_route(trt, config, settings.build_route)
     profiles = [_add_profile(builder, config, network, profile) for profile in settings.profiles]
     if settings.calibrator is not None:
         config.int8_calibrator = settings.calibrator
@@ -212,6 +214,17 @@ def _set_flags(trt: Any, config: Any, settings: Settings) -> None:
             config.set_flag(getattr(trt.BuilderFlag, name))
     if settings.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _set_route(trt: Any, config: Any, route: str) -> None:
+    """RequirementError for a route that this version does not know: it would build another one in silence."""
+    config.build_route = route
+    if route and not config.build_route:
+        raise RequirementError(
+            f"TensorRT {trt.__version__} has no build route '{route}'",
+            expected=str(config.all_build_routes)[:_LONGEST_LIST] or "none: it lists none",
+            fix="leave tensorrt.build_route out, or take knobs and values from that list",
+        )
 
 
 def _default_workspace(settings: Settings) -> int | None:
