@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tritongen.autotune.closeness import AGREEMENT, COSINE, EQUAL, RELATIVE_L2, Closeness, measure_of
 from tritongen.autotune.metrics import Metric, default_metric, make_metric
 from tritongen.autotune.order_statistics import Z_95
-from tritongen.errors import DataError, ModelError, SpecError
+from tritongen.errors import BuildError, DataError, ModelError, SpecError
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.records import Accuracy, OutputError
 from tritongen.spec import AccuracySpec, Precision
@@ -102,7 +102,7 @@ class _Pairs:
     def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
         """(samples in the call, reference's outputs, candidate's outputs), batch by batch."""
         for batch in self._dataset.batches(self._batch_size):
-            expected = self._reference.infer(self._reference_feed(batch))
+            expected = self._referred(batch)
             found = self._candidate.infer(batch)
             missing = sorted(set(found) - set(expected))
             if missing:
@@ -115,6 +115,20 @@ class _Pairs:
             yield batch, {name: expected[name] for name in found}, found
             fraction = min(self.samples / max(self._dataset.count, 1), 1.0)
             self._events(Event("trial", "progress", "judging accuracy", fraction=fraction))
+
+    def _referred(self, batch: Outputs) -> Outputs:
+        """What the reference answers; ModelError where it is another file and does not run on the data."""
+        try:
+            return self._reference.infer(self._reference_feed(batch))
+        except (BuildError, DataError) as error:
+            if self._wanted is None:
+                raise
+            raise ModelError(
+                "the accuracy reference does not run on the model's inputs",
+                found=error.found,
+                expected="; ".join(map(str, self._wanted)),
+                fix="give a reference that takes inputs of the same shapes",
+            ) from error
 
     def _reference_feed(self, batch: Outputs) -> dict[str, Array]:
         if self._wanted is None:
