@@ -14,7 +14,7 @@ from tests import models
 from tests.unit.test_tensorrt import IMAGE
 from tritongen.cli import run
 from tritongen.engines.tensorrt import TensorRTEngine, api
-from tritongen.engines.tensorrt.building import could_not_build, load_plugin
+from tritongen.engines.tensorrt.building import Log, could_not_build, load_plugin
 from tritongen.engines.tensorrt.calibrator import calibration_calls
 from tritongen.engines.tensorrt.options import FRESH, builder_options, settings_of, variations
 from tritongen.engines.tensorrt.profiles import Extent
@@ -191,9 +191,13 @@ def test_the_innermost_phase_is_told_with_how_far_the_outermost_is() -> None:
 
 
 def test_what_a_failed_build_lacked_is_named() -> None:
-    lean = could_not_build("m.onnx", "Unable to load library: libnvinfer_lean.so.8.6.0", "8.6.0")
+    lean = could_not_build(
+        "m.onnx", Log([("ERROR", "Unable to load library: libnvinfer_lean.so.8.6.0")]), "8.6.0"
+    )
     assert "tensorrt-lean==8.6.0" in str(lean)
-    assert "smaller maximal batch size" in str(could_not_build("m.onnx", "out of memory", "8.6.0"))
+    assert "smaller maximal batch size" in str(
+        could_not_build("m.onnx", Log([("ERROR", "out of memory")]), "8.6.0")
+    )
 
 
 def test_the_calibrator_gets_the_samples_that_fit_the_first_profile(tmp_path: Path) -> None:

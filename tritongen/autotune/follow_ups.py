@@ -187,4 +187,5 @@ def _try(search: Search, base: Trial, found: Sensitivity) -> Tried:
 def mixed(base: Candidate, found: Sensitivity, held: int) -> Candidate:
     """The candidate with the `held` dearest blocks in floating point."""
     identifier = f"{base.id}-mixed{held}of{len(found.blocks)}"
-    return base.model_copy(update={"id": identifier, "held": held_nodes(found, held)})
+    nodes = dict.fromkeys([*base.held, *held_nodes(found, held)])
+    return base.model_copy(update={"id": identifier, "held": tuple(nodes)})

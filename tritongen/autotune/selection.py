@@ -55,6 +55,7 @@ def select(
         notes=(
             *filter(None, [noise_note(contest)]),
             *notes,
+            *dict.fromkeys(note for trial in trials for note in trial.notes),
             *_batch_notes(winner, goal, served, max_batch_size),
         ),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Callable, Collection
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import numpy as np
 
 from tritongen.autotune.accuracy import judge
 from tritongen.autotune.candidates import RANGES, RECIPE
+from tritongen.autotune.holding import Built, build_holding
 from tritongen.autotune.inputs import CallInputs, call_inputs, storable
 from tritongen.autotune.jobs import TrialJob, prepared_graph, resolved_inputs
 from tritongen.autotune.latency import EFFORTS, Curve, latency_curve
@@ -54,7 +56,8 @@ def run_trial(job_file: Path, events: EventSink) -> None:
     engine = load_engine(job.candidate.engine).configured(job.spec, job.effort)
     engine = engine.with_shapes(shapes, job.max_batch_size)
     validation = validation_data(job.spec, graph, job.preparation)
-    artifact = _build(engine, graph, job, folder, events)
+    built = _build(engine, graph, job, folder, events)
+    artifact = built.result
     with engine.open(folder, artifact, job.runtimes[0][0]) as candidate:
         accuracy = gate(candidate, graph, job.spec, validation, job.candidate.precision,
                         batch_size=max(job.sizes), events=events)  # fmt: skip
@@ -65,7 +68,7 @@ def run_trial(job_file: Path, events: EventSink) -> None:
     _keep_arrays(engine, artifact, folder, inputs, curve)
     record = Trial(
         key=job.key,
-        candidate=job.candidate,
+        candidate=job.candidate.model_copy(update={"held": built.held}),
         outcome=Outcome.PASSED if accuracy.passed else Outcome.REJECTED,
         reason=accuracy.summary,
         artifact=artifact,
@@ -73,6 +76,7 @@ def run_trial(job_file: Path, events: EventSink) -> None:
         curve=curve.points,
         memory_bytes=curve.memory_bytes,
         peak_memory_bytes=peak_bytes(),
+        notes=built.notes,
         machine=job.machine,
         seconds=time.perf_counter() - started,
     )
@@ -89,40 +93,45 @@ def _check_unchanged(graph: Graph, job: TrialJob) -> None:
         )
 
 
-def _build(engine: Engine, graph: Graph, job: TrialJob, folder: Path, events: EventSink) -> Artifact:
+def _build(engine: Engine, graph: Graph, job: TrialJob, folder: Path, events: EventSink) -> Built[Artifact]:
+    """The artifact, and what had to stay in floating point because the engine lacks a kernel for it."""
     scratch = folder / "rewritten"
-    try:
-        model = _rewritten(engine, graph, job, scratch / "model.onnx", events)
+    out = scratch / "model.onnx"
+
+    def build(model: Path) -> Artifact:
         events(Event("trial", "progress", "building"))
         return engine.build(model, job.candidate, folder, events)
+
+    try:
+        if RECIPE not in job.candidate.options:
+            return Built(build(graph.path))
+        recipe = recipe_of(engine, job.candidate)
+        if not isinstance(recipe, Int8Recipe):
+            from tritongen.precision.fp16 import to_half
+
+            events(Event("trial", "progress", f"rewriting to {job.candidate.precision}"))
+            to_half(graph.path, recipe, out)
+            return Built(build(out))
+        from tritongen.precision.int8 import prepared
+
+        scratch.mkdir(parents=True, exist_ok=True)
+        with prepared(graph.path, recipe, beside=out) as ready:
+            return _build_int8(ready, graph, recipe, job, out, build=build, events=events)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _rewritten(engine: Engine, graph: Graph, job: TrialJob, out: Path, events: EventSink) -> Path:
-    """The ONNX file in the candidate's precision: the model itself, or a rewrite of it at `out`."""
-    name = job.candidate.options.get(RECIPE)
-    if name is None:
-        return graph.path
-    recipe = recipe_of(engine, job.candidate)
-    if not isinstance(recipe, Int8Recipe):
-        from tritongen.precision.fp16 import to_half
-
-        events(Event("trial", "progress", f"rewriting to {job.candidate.precision}"))
-        to_half(graph.path, recipe, out)
-        return out
-    from tritongen.precision.int8 import prepared
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with prepared(graph.path, recipe, beside=out) as ready:
-        _write_int8(ready, graph, recipe, job, out, events=events)
-    return out
-
-
-def _write_int8(
-    ready: Path, graph: Graph, recipe: Int8Recipe, job: TrialJob, out: Path, *, events: EventSink
-) -> None:
-    """The prepared model with Q/DQ nodes at `out`, or as it is with ranges or samples beside it."""
+def _build_int8(
+    ready: Path,
+    graph: Graph,
+    recipe: Int8Recipe,
+    job: TrialJob,
+    out: Path,
+    *,
+    build: Callable[[Path], Artifact],
+    events: EventSink,
+) -> Built[Artifact]:
+    """From the prepared model with Q/DQ nodes at `out`, or as it is with ranges or samples beside it."""
     from tritongen.autotune.calibrate import calibrate
     from tritongen.precision.int8 import quantize, write_ranges, write_samples
 
@@ -133,20 +142,27 @@ def _write_int8(
         name = f"calibrator-{digest_json([graph.digest, data.digest])[:16]}.txt"
         calls = islice(data.batches(1), 0, None, max(1, math.ceil(data.count / _CALIBRATOR_SAMPLES)))
         write_samples(ready, calls, recipe, out, cache=job.calibration_folder / name)
-        return
+        return Built(build(out))
     calibration = calibrate(
         ready, recipe, data, job.calibration_folder, model_digest=graph.digest, events=events
     )
-    events(Event("trial", "progress", "quantizing"))
     ranges = calibration.by(str(job.candidate.options[RANGES]))
     if recipe.implicit:
         write_ranges(ready, ranges, recipe, out)
-        return
-    quantize(ready, ranges, recipe, out, held=job.candidate.held)
-    if recipe.half:
-        from tritongen.precision.fp16 import to_half
+        return Built(build(out))
 
-        to_half(out, Fp16Recipe(name="half"), out)
+    def write(held: Collection[str]) -> Path:
+        events(Event("trial", "progress", "quantizing"))
+        quantize(ready, ranges, recipe, out, held=held)
+        if recipe.half:
+            from tritongen.precision.fp16 import to_half
+
+            to_half(out, Fp16Recipe(name="half"), out)
+        return out
+
+    return build_holding(
+        ready, recipe, write=write, build=build, ranges=ranges, held=job.candidate.held, events=events
+    )
 
 
 def _measured(

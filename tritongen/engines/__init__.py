@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from tritongen.errors import RequirementError, SpecError
+from tritongen.errors import BuildError, RequirementError, SpecError
 from tritongen.spec import Precision
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from tritongen.graph import Graph
+    from tritongen.precision.holding import Layer
     from tritongen.precision.recipe import Recipe
     from tritongen.runs.events import EventSink
     from tritongen.runs.records import Artifact, Candidate, Options
@@ -47,6 +48,24 @@ class Runner(Protocol):
     def step(self) -> int:
         """Run the prepared inputs once and return its latency in nanoseconds."""
         ...
+
+
+class NoKernelError(BuildError):
+    """The engine has no kernel for some layers in the precision that they were given; `build` raises it."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        engine: str,
+        layers: Sequence[Layer],
+        found: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(message, found=found, fix=fix)
+        self.engine = engine
+        """Its name and version, for people."""
+        self.layers = tuple(layers)
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,10 @@ class Engine(Protocol):
         ...
 
     def build(self, model: Path, candidate: Candidate, folder: Path, events: EventSink) -> Artifact:
-        """Turn the (rewritten) ONNX file into an artifact inside `folder`."""
+        """Turn the (rewritten) ONNX file into an artifact inside `folder`.
+
+        NoKernelError where it can tell for which layers it has no kernel.
+        """
         ...
 
     def open(self, folder: Path, artifact: Artifact, runtime: Options) -> Runner:

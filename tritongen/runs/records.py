@@ -47,7 +47,8 @@ class Candidate(Record):
     precision: Precision
     options: Options = Field(default_factory=dict)
     held: tuple[str, ...] = ()
-    """Mixed precision: nodes that stay in floating point although the recipe would quantize them."""
+    """Nodes that stay in floating point although the recipe would quantize them: for accuracy (mixed
+    precision), or because the engine has no kernel for them."""
 
 
 class Artifact(Record):
@@ -167,6 +168,8 @@ class Trial(Record):
     """Memory that one open instance takes beyond the bare process (GPU memory on a GPU)."""
     peak_memory_bytes: int | None = None
     """Peak resident memory of the trial's process."""
+    notes: tuple[str, ...] = ()
+    """What differs from the candidate as it was asked for, and why; `candidate.held` has the nodes."""
     machine: Machine
     seconds: float
 

@@ -197,7 +197,7 @@ class Builder:
     def create_optimization_profile(self) -> _Profile:
         return _Profile()
 
-    def build_serialized_network(self, network: Any, config: IBuilderConfig) -> bytes:
+    def build_serialized_network(self, network: Any, config: IBuilderConfig) -> bytes | None:
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
         layers = [network.get_layer(i) for i in range(network.num_layers)]
         tensors = inputs + [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
@@ -208,6 +208,10 @@ class Builder:
             )
         served = len(timed & config.cache.entries)
         config.cache.entries |= timed
+        if BuilderFlag.INT8 in config.flags and (name := _without_int8_kernel(network.proto)):
+            said = f"Error Code 10: Internal Error (Could not find any implementation for node {name}.)"
+            self.logger.log(ILogger.Severity.ERROR, f"10: [optimizer.cpp::computeCosts::3873] {said}")
+            return None
         return json.dumps({
             "stand-in": __version__, "capability": list(cuda.CAPABILITY),
             "model": base64.b64encode(network.proto.SerializeToString()).decode(),
@@ -218,6 +222,16 @@ class Builder:
             "ranges": {tensor.name: tensor.dynamic_range for tensor in tensors if tensor.dynamic_range},
             "calibrated": _calibrated(config.int8_calibrator, inputs),
         }).encode()  # fmt: skip
+
+
+def _without_int8_kernel(proto: Any) -> str | None:
+    """The first node that is named so and has a Q/DQ pair before or behind it."""
+    pairs = {name for node in proto.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    pairs |= {node.input[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    return next(
+        (n.name for n in proto.graph.node
+         if n.name.startswith("no_int8_kernel") and pairs & {*n.input, *n.output}), None
+    )  # fmt: skip
 
 
 def _calibrated(calibrator: Any, inputs: list[Any]) -> int | str | None:

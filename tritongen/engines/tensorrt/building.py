@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tritongen.engines import NoKernelError
 from tritongen.engines.tensorrt import api
+from tritongen.engines.tensorrt.kernels import layers_without_kernel
 from tritongen.engines.tensorrt.profiles import Profile
 from tritongen.engines.tensorrt.progress import TIMING, Phases, Rounds, monitor
 from tritongen.errors import BuildError, ModelError, RequirementError
@@ -117,19 +119,27 @@ def build_plan(
     cache = _attach_cache(config, timing_cache)
     events(Event("trial", "progress", f"TensorRT {trt.__version__}: building {network.num_layers} layers"))
     plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise could_not_build(model.name, log.errors(), str(trt.__version__))
     if cache is not None and timing_cache is not None:
-        _store_cache(config, timing_cache)
+        _store_cache(
+            config, timing_cache
+        )  # of a build that failed, too: another attempt need not time it again
+    if plan is None:
+        raise could_not_build(model.name, log, str(trt.__version__))
     return bytes(plan)
 
 
-def could_not_build(name: str, said: str, version: str) -> BuildError:
-    """The error for a build that failed, with what helps against what TensorRT `said`."""
+def could_not_build(name: str, log: Log, version: str) -> BuildError:
+    """The error for a build that failed, with what helps; NoKernelError if TensorRT named the layers."""
+    said, engine = log.errors(), f"TensorRT {version}"
+    message, found = f"{engine} could not build {name}", said or "no reason given"
     fix = "try a smaller maximal batch size, another precision, or --engine onnxruntime"
     if "libnvinfer_lean" in said:  # version-compatible plans carry a runtime of their own
         fix = f"`pip install tensorrt-lean=={version}` brings the library, or leave version_compatible out"
-    return BuildError(f"TensorRT {version} could not build {name}", found=said or "no reason given", fix=fix)
+    layers = layers_without_kernel(text for _, text in log.lines)
+    if layers:
+        fix = "another precision, a higher --tensorrt optimization_level, or --engine onnxruntime"
+        return NoKernelError(message, engine=engine, layers=layers, found=found, fix=fix)
+    return BuildError(message, found=found, fix=fix)
 
 
 def configure(trt: Any, builder: Any, network: Any, settings: Settings) -> Any:
