@@ -381,13 +381,12 @@ def test_a_reference_with_other_names_is_refused(tmp_path: Path) -> None:
 def test_a_reference_that_does_not_take_the_shapes_is_told_apart_from_the_model(tmp_path: Path) -> None:
     relu = models.save(models.relu(), tmp_path / "relu.onnx")
     fixed = models.save(models.relu(batch=1), tmp_path / "fixed.onnx")
-    data = Samples(x=np.ones((4, 4), np.float32))
+    data, inputs = Samples(x=np.ones((4, 4), np.float32)), inspect_model(fixed).inputs
     with (
         OnnxRuntimeRunner(fixed) as before,
         OnnxRuntimeRunner(relu) as after,
         pytest.raises(ModelError, match="the accuracy reference does not run") as caught,
     ):
-        inputs = inspect_model(fixed).inputs
         judge(before, after, data, AccuracySpec(), Precision.FP32, batch_size=4, reference_inputs=inputs)
     assert caught.value.expected == "x: float32[1, 4]"
 
