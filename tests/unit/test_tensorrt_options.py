@@ -17,7 +17,7 @@ from tritongen.engines.tensorrt import TensorRTEngine, api
 from tritongen.engines.tensorrt.building import Log, could_not_build, load_plugin
 from tritongen.engines.tensorrt.calibrator import calibration_calls
 from tritongen.engines.tensorrt.options import FRESH, builder_options, settings_of, variations
-from tritongen.engines.tensorrt.profiles import Extent
+from tritongen.engines.tensorrt.profiles import Extent, from_text
 from tritongen.engines.tensorrt.progress import Phases, monitor
 from tritongen.engines.tensorrt.recipes import calibrator_recipe
 from tritongen.errors import BuildError, RequirementError, SpecError
@@ -79,6 +79,20 @@ def test_a_quick_search_builds_at_a_lower_level_unless_one_is_given(monkeypatch:
 
     assert (level("quick"), level("normal"), level("thorough")) == (2, None, None)
     assert level("quick", optimization_level="5") == 5
+
+
+@pytest.mark.parametrize(
+    ("objective", "tuned"),
+    [("throughput", [1, 8]), ("latency@4", [1, 4, 8]), ("latency@8", [1, 8]), ("latency@16", [1, 8])],
+)
+def test_the_objectives_batch_size_gets_a_profile_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, objective: str, tuned: list[int]
+) -> None:
+    monkeypatch.setattr(api, "load", lambda: EIGHT)
+    model = override(spec_for_models((Path("m.onnx"),)), objective=objective).models["m"]
+    engine = TensorRTEngine().configured(model, "normal").with_shapes([IMAGE], 8)
+    (options,) = engine.build_options(Precision.FP16, None)  # type: ignore[arg-type]
+    assert [profile["x"].opt[0] for profile in from_text(str(options["profiles"]))] == tuned
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ class TensorRTEngine:
     """What the spec says of the builder."""
     best_of: int = 1
     thorough: bool = False
+    batch_size: int = 0
+    """The objective's (`latency@4`), which gets a profile of its own; 0: it names none."""
 
     def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> TensorRTEngine:
         """An engine whose build options carry optimization profiles for these sizes."""
@@ -82,7 +84,13 @@ class TensorRTEngine:
         api.require_tactic_sources(trt, spec.tensorrt.tactic_sources)
         _require_files(spec.tensorrt.plugins)
         builder = {**(_QUICK if effort == "quick" else {}), **asked}
-        return replace(self, builder=builder, best_of=spec.tensorrt.best_of, thorough=effort == "thorough")
+        return replace(
+            self,
+            builder=builder,
+            best_of=spec.tensorrt.best_of,
+            thorough=effort == "thorough",
+            batch_size=int(spec.objective.partition("@")[2] or 0),
+        )
 
     def variations(self, candidate: Candidate) -> Sequence[tuple[str, Options]]:
         """Fresh builds where `best_of` asks for them; each tuning axis alone with `--effort thorough`."""
@@ -130,7 +138,7 @@ class TensorRTEngine:
         return (*recipes_for(precision, has), *rivals)
 
     def build_options(self, precision: Precision, graph: Graph) -> Sequence[Options]:  # noqa: ARG002
-        """Profiles tuned for batch 1 and for the largest batch; FP32 once without and once with TF32.
+        """Profiles tuned for batch 1, the objective's and the largest; FP32 once without and once with TF32.
 
         TF32 rounds like FP16 and may fail the gate of FP32, so that plain FP32 stays the fallback. GPUs that
         have none would build the same plan twice.
@@ -224,7 +232,10 @@ class TensorRTEngine:
     def _profiles(self) -> Sequence[Profile]:
         if self.max_batch_size <= 1:
             return (wide_profile(self.inputs, self.max_batch_size),)
-        return profiles_per_batch_size(self.inputs, (1, self.max_batch_size))
+        wanted = {1, self.batch_size, self.max_batch_size}
+        return profiles_per_batch_size(
+            self.inputs, [size for size in wanted if 1 <= size <= self.max_batch_size]
+        )
 
     def _details(self, trt: Any, file: Path, candidate: Candidate, events: EventSink) -> dict[str, Any]:
         plan = load_plan(trt, file, host_code=bool(candidate.options.get("version_compatible", False)))
