@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from onnx import helper, numpy_helper
 from tests import models
 from tritongen.autotune.budget import Budget
 from tritongen.autotune.candidates import search_space
+from tritongen.autotune.follow_ups import mixed
 from tritongen.autotune.holding import Built, build_holding
 from tritongen.autotune.jobs import prepared_graph, resolved_inputs
 from tritongen.autotune.machine import current_machine
@@ -28,7 +30,7 @@ from tritongen.precision.holding import Layer, nodes_to_hold
 from tritongen.precision.placement import place
 from tritongen.precision.prepare import infer_shapes
 from tritongen.runs.events import Event
-from tritongen.runs.records import Outcome
+from tritongen.runs.records import BlockCost, Candidate, Outcome, Sensitivity
 from tritongen.runs.store import RunDirectory
 from tritongen.spec import DataSpec, ModelSpec, Precision
 
@@ -248,8 +250,18 @@ def test_a_build_is_tried_again_three_times(tmp_path: Path) -> None:
         attempt(tmp_path, *refused, "b")
 
 
-def test_a_trial_without_a_kernel_ends_with_a_plan_and_a_note(standin: Any, tmp_path: Path) -> None:
+def test_mixtures_hold_what_their_base_does() -> None:
+    base = Candidate(id="int8", engine="tensorrt", precision=Precision.INT8, held=("half", "b"))
+    blocks = (BlockCost(nodes=("b", "c"), error=0.2), BlockCost(nodes=("stem",), error=0.1))
+    found = Sensitivity(key="", candidate="int8", simulated=True, blocks=blocks, points=(), held=1)
+    assert mixed(base, found, 1).held == ("half", "b", "c")
+
+
+def test_a_trial_without_a_kernel_ends_with_a_plan_and_a_note(
+    standin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the child, on the stand-in: it refuses a Resize with a Q/DQ pair beside it, as 8.6 did."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     path = models.save(pyramid("no_int8_kernel"), tmp_path / "m.onnx")
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((8, 8, 8, 8)).astype("f4"))
     data = DataSpec(calibration=str(tmp_path / "data.npz"), validation=str(tmp_path / "data.npz"))
@@ -273,6 +285,8 @@ def test_a_trial_without_a_kernel_ends_with_a_plan_and_a_note(standin: Any, tmp_
         ("trial", candidate.id)
     ]
     assert note in select([trial], max_batch_size=2).notes
+    plan = json.loads((tmp_path / "run" / "trials" / candidate.id / "model.plan").read_bytes())
+    assert plan["served"] > 0  # by what the build that failed had timed
     # What was measured answers the candidate that was asked for, held nodes or not.
     assert run_trials(search, [candidate], fallback=False).trials == (trial,)
     assert seen[-1].status == "skipped"
