@@ -340,6 +340,9 @@ def test_the_flags(
     [
         ("http://127.0.0.1:9", {"streaming": True}),
         ("grpcs://127.0.0.1:9", {"grpc_client": "grpcio"}),
+        ("http://127.0.0.1:9", {"grpc_client": "grpcio"}),
+        ("http://127.0.0.1:9", {"access": Access(insecure=True)}),
+        ("grpc://127.0.0.1:9", {"access": Access(ca_file="ca.pem")}),
         ("grpc://127.0.0.1:9", {"grpc_client": "grpcio", "compression": "gzip"}),
         ("grpc://127.0.0.1:9", {"access": Access(headers=(("a", "b\nc: d"),))}),
         ("grpc://127.0.0.1:9", {"access": Access(headers=(("a b", "c"),))}),

@@ -208,6 +208,12 @@ class Settings:
                 found=self.url,
                 fix="give the server's gRPC address: --url grpc://HOST:8001",
             )
+        if self.grpc_client == "grpcio" and protocol != "grpc":
+            raise InputError(
+                "the reference client is one for gRPC",
+                found=f"--grpc-client grpcio with {self.url}",
+                fix="give the server's gRPC address, or leave --grpc-client away",
+            )
         special = self.streaming or self.compression or secure or self.access.headers
         if self.grpc_client == "grpcio" and special:
             raise InputError(

@@ -29,6 +29,11 @@ class Access:
     """Trust any certificate."""
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
+    @property
+    def asks_for_tls(self) -> bool:
+        """Whether anything is said that has no meaning without TLS."""
+        return bool(self.ca_file or self.certificate_file or self.key_file or self.insecure)
+
     def check(self) -> None:
         """InputError for a header that HTTP cannot carry, or that says how long a request is."""
         for name, value in self.headers:

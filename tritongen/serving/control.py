@@ -120,6 +120,13 @@ def connect(url: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: Access | Non
     parts, host, port = split_address(url)
     access = replace(access or Access(), secure=parts.scheme.endswith("s"))
     access.check()
+    if access.asks_for_tls and not access.secure:
+        raise InputError(
+            "TLS is asked for, and the address is one without it",
+            found=f"{url} with a flag of TLS",
+            expected="https://HOST:PORT or grpcs://HOST:PORT",
+            fix="write so, or leave --tls-ca, --tls-cert, --tls-key and --tls-insecure away",
+        )
     if parts.scheme.startswith("http"):
         from tritongen.serving.transport import HttpTransport
 
