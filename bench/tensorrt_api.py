@@ -1,6 +1,7 @@
 """Which of TensorRT's names tritongen's code uses, held against NVIDIA's own Python bindings, without a GPU.
 
-    python bench/tensorrt_api.py --work DIR --out bench/results/tensorrt_api.json
+    python bench/tensorrt_api.py --look > look.json  # with 8.6.0, whose wheel holds its libraries
+    python bench/tensorrt_api.py --work DIR --also 8.6.0=look.json --out bench/results/tensorrt_api.json
 
 The bindings of each version are a small wheel on the Python index, and need TensorRT's libraries neither to
 show their names nor to make the objects that are Python classes of ours. Libraries of nothing stand in
@@ -42,8 +43,10 @@ ICudaEngine.create_execution_context ICudaEngine.create_engine_inspector ICudaEn
 IExecutionContext.set_optimization_profile_async IExecutionContext.set_input_shape
 IExecutionContext.get_tensor_shape IExecutionContext.set_tensor_address IExecutionContext.execute_async_v3
 IExecutionContext.profiler EngineInspector.get_engine_information EngineInspector.execution_context
-IProfiler ILogger.Severity.INTERNAL_ERROR init_libnvinfer_plugins HardwareCompatibilityLevel.AMPERE_PLUS
+IProfiler ILogger.Severity.INTERNAL_ERROR ILogger.Severity.ERROR ILogger.Severity.VERBOSE
+init_libnvinfer_plugins HardwareCompatibilityLevel.AMPERE_PLUS
 MemoryPoolType.WORKSPACE ProfilingVerbosity.DETAILED LayerInformationFormat.JSON TensorIOMode.INPUT
+TensorIOMode.OUTPUT
 TacticSource.EDGE_MASK_CONVOLUTIONS TacticSource.JIT_CONVOLUTIONS DataType.FLOAT DataType.HALF DataType.INT8
 DataType.INT32 DataType.UINT8 DataType.BOOL
 """
@@ -54,22 +57,31 @@ SINCE = {
     "ICudaEngine.device_memory_size": (8, 11), "BuilderFlag.BF16": (10, 11),
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": (10, 99), "IProgressMonitor": (10, 99),
     "IBuilderConfig.progress_monitor": (10, 99), "ParserError.node_name": (10, 99),
-    "ParserError.node_operator": (10, 99), "DataType.INT64": (10, 99), "DataType.BF16": (10, 99),
+    "TacticSource.CUBLAS": (8, 11), "TacticSource.CUBLAS_LT": (8, 11), "TacticSource.CUDNN": (8, 11),
+    "DataType.FP8": (8, 99), "DataType.INT64": (10, 99), "DataType.BF16": (10, 99),
+    "ParserError.node_operator": (10, 99),
     "ICudaEngine.device_memory_size_v2": (10.08, 99), "IBuilderConfig.tiling_optimization_level": (10.08, 99),
     "TilingOptimizationLevel.FULL": (10.08, 99), "IBuilderConfig.build_route": (11.01, 99),
+    "IBuilderConfig.all_build_routes": (11.01, 99),
 }  # fmt: skip
 """Name → the first version that has it, and the first that has it no more (8.6 as 8, 10.8 as 10.08)."""
 
 
+def offered(version: str) -> set[str]:
+    """The names of ours that a version has."""
+    major, minor = map(int, version.split(".")[:2])
+    here = major + (minor / 100 if major > 8 else 0)
+    return {*ALWAYS.split(), *(name for name, (first, last) in SINCE.items() if first <= here < last)}
+
+
 def missing(trt: object) -> list[str]:
     """What is not as the code expects it."""
-    major, minor = str(trt.__version__).split(".")[:2]  # type: ignore[attr-defined]
-    here = int(major) + (int(minor) / 100 if int(major) > 8 else 0)
-    found = [f"{name} is missing" for name in ALWAYS.split() if not has(trt, name)]
-    for name, (first, last) in SINCE.items():
-        if has(trt, name) != (first <= here < last):
-            found.append(f"{name} is {'there' if has(trt, name) else 'missing'}")
-    return found
+    wanted = offered(str(trt.__version__))  # type: ignore[attr-defined]
+    return [
+        f"{name} is {'there' if has(trt, name) else 'missing'}"
+        for name in (*ALWAYS.split(), *SINCE)
+        if has(trt, name) != (name in wanted)
+    ]
 
 
 def has(trt: object, name: str) -> bool:
@@ -143,6 +155,7 @@ def main() -> int:
     parser.add_argument(
         "--look", action="store_true", help="look at the tensorrt of this process (8.6's, say)"
     )
+    parser.add_argument("--also", metavar="VERSION=FILE", help="what --look said of another version")
     args = parser.parse_args()
     if args.look:
         print(json.dumps(look()))
@@ -150,6 +163,9 @@ def main() -> int:
     if args.work is None:
         parser.error("--work: where may the wheels lie?")
     results = {version: ask(prepare(version, args.work.resolve())) for version in args.versions.split(",")}
+    if args.also:
+        version, _, file = args.also.partition("=")
+        results = {version: json.loads(Path(file).read_text(encoding="utf-8")), **results}
     for version, found in results.items():
         print(version, "; ".join(map(str, found["problems"])) or "as expected", flush=True)  # type: ignore[call-overload]
     if args.out:

@@ -292,22 +292,6 @@ def surface(flags: str, creation: str, config: str = "", *others: str) -> Any:
     )
 
 
-def test_versions_are_told_apart_by_what_they_have() -> None:
-    eight = api.features(surface("FP16 INT8 TF32 FP8", "EXPLICIT_BATCH", "", "IInt8EntropyCalibrator2"))
-    ten = api.features(
-        surface("FP16 INT8 TF32 BF16 FP8 EDITABLE_TIMING_CACHE", "EXPLICIT_BATCH STRONGLY_TYPED",
-                "tiling_optimization_level", "IInt8EntropyCalibrator2", "IProgressMonitor")
-    )  # fmt: skip
-    eleven = api.features(
-        surface("TF32 EDITABLE_TIMING_CACHE", "STRONGLY_TYPED", "tiling_optimization_level build_route",
-                "IProgressMonitor")
-    )  # fmt: skip
-    assert (eight.weakly_typed, eight.strongly_typed, eight.implicit_int8) == (True, False, True)
-    assert (ten.weakly_typed, ten.strongly_typed, ten.implicit_int8, ten.tiling) == (True, True, True, True)
-    assert (eleven.weakly_typed, eleven.strongly_typed, eleven.implicit_int8) == (False, True, False)
-    assert (eight.build_routes, ten.build_routes, eleven.build_routes) == (False, False, True)
-
-
 def test_verify_names_what_differs_from_where_a_plan_was_built() -> None:
     built = {"tensorrt": "8.6.0", "compute_capability": "9.0", "gpu": "H100", "cuda_driver": "13.0"}
     assert list(compare("m", built, built)) == []
