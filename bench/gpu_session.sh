@@ -53,7 +53,7 @@ step() {
         "$PY" bench/int8_ranges.py --models yolov8n,detector,recogniser --yolo "$YOLO" --images "$WORK"
         "$PY" bench/int8_mixed.py --models detector,recogniser --block 6 --keep "$WORK" --out "$WORK/mixed.json"
         "$PY" bench/tensorrt_accuracy.py --phase prepare --work "$WORK" --yolo "$YOLO"
-        rm -f "$WORK"/*.explicit.*.onnx "$WORK"/*.{residual,implicit,mixed}.*.onnx # made again from the ranges
+        rm -f "$WORK"/*.explicit.*.onnx "$WORK"/*.{residual,shared,implicit,mixed}.*.onnx # made again from the ranges
         ;;
     host) # what the backend costs this host, without its GPU
         "$PY" bench/tensorrt_backend.py --out "$OUT/tensorrt_backend_host.json"
@@ -65,7 +65,7 @@ step() {
         ;;
     providers) pytest_to tensorrt_pytest_providers.txt tests/gpu/test_execution_providers.py -v ;;
     yolo) # one build takes up to 7 minutes, and what is stopped has to begin anew
-        BUDGET=560 latency yolov8n fp32,tf32,fp16,int8-residual,int8-implicit tensorrt_latency_yolov8n.json
+        BUDGET=560 latency yolov8n fp32,tf32,fp16,int8-residual,int8-shared,int8-implicit tensorrt_latency_yolov8n.json
         ;;
     profiles) # each axis is built cold: a timing cache would replay the tactics of another
         "$PY" bench/tensorrt_profiles.py --work "$WORK" --budget "$BUDGET" --out "$OUT/tensorrt_profiles_${GPU:-h100}.json" \

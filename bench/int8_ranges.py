@@ -24,11 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pictures import crops
 from tensorrt_accuracy import errors
-from tensorrt_common import Images
+from tensorrt_common import RECIPES, Images
 
 from tritongen.autotune.calibrate import calibrate
 from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
-from tritongen.engines.tensorrt.recipes import int8_recipes
 from tritongen.precision.fixed_shapes import fix_shapes
 from tritongen.precision.int8 import quantize
 
@@ -131,6 +130,7 @@ def main() -> int:
     parser.add_argument("--models", default="yolov8n,detector,recogniser")
     parser.add_argument("--yolo", type=Path)
     parser.add_argument("--count", type=int, default=32)
+    parser.add_argument("--recipe", default="residual", choices=("residual", "shared"), help="the placement")
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--images", type=Path, help="only write the pictures, MODEL.images.npz, to this folder"
@@ -146,7 +146,7 @@ def main() -> int:
             plain = fix_shapes(source, {name: shape}, work / "plain.onnx")
             data = validation()
             wanted = outputs(plain, name, data)
-            recipe = int8_recipes()[0]
+            recipe = RECIPES[args.recipe]
             found = calibrate(
                 plain, recipe, Images({name: calibration()}), work / "c", model_digest=model, batch_size=4
             )
@@ -162,7 +162,8 @@ def main() -> int:
                 results.append(row)
                 print(row, f"{time.perf_counter() - started:.0f} s", flush=True)
     record = {
-        "command": f"python bench/int8_ranges.py --models {args.models} --count {args.count}",
+        "command": f"python bench/int8_ranges.py --models {args.models} --count {args.count}"
+        f" --recipe {args.recipe}",
         "run_by": "ONNX Runtime on a CPU",
         "pictures": args.count,
         "results": results,

@@ -29,6 +29,7 @@ LADDER = (
     "tf32",
     "fp16",
     "int8-residual",
+    "int8-shared",
     "int8-implicit",
     "fp16-no-jit",
     "int8-residual-no-jit",

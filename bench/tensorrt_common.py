@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.models import bert, resnet50
 from tritongen.autotune.calibrate import calibrate
+from tritongen.autotune.holding import Built, build_holding
 from tritongen.autotune.machine import current_machine
 from tritongen.engines.tensorrt import api, building, cuda, inspection
 from tritongen.engines.tensorrt.profiles import Extent, Profile, to_text
-from tritongen.engines.tensorrt.recipes import implicit_recipe, int8_recipes
+from tritongen.engines.tensorrt.recipes import implicit_recipe, int8_recipes, shared_recipe
 from tritongen.engines.tensorrt.runner import TensorRTRunner
 from tritongen.files import write_text
 from tritongen.precision.int8 import quantize, write_ranges
@@ -43,6 +44,8 @@ RECIPES = {
     "residual": int8_recipes()[0],
     # The first convolution has three input channels; NVIDIA's own recipe leaves such ones out.
     "residual16": replace(int8_recipes()[0], name="residual16", min_channels=16),
+    "shared": shared_recipe(),
+    "mixed": int8_recipes()[0],
     "implicit": implicit_recipe(),
 }
 
@@ -73,6 +76,7 @@ def recipe_variants(method: str = "minmax") -> dict[str, Variant]:
         "int8-naive": replace(int8, recipe="naive"),
         "int8-residual16": replace(int8, recipe="residual16"),
         "int8-residual": replace(int8, recipe="residual"),
+        "int8-shared": replace(int8, recipe="shared"),
     }
 
 
@@ -144,16 +148,18 @@ def source(model: str, work: Path, given: Path | None = None) -> Path:
     return fix_shapes(given, ITEM[model], path)
 
 
-def rewritten(model: str, variant: Variant, work: Path) -> Path:
-    """The ONNX file that a variant is built from, with Q/DQ nodes or with a ranges file beside it."""
+def rewritten(model: str, variant: Variant, work: Path, held: Collection[str] = ()) -> Path:
+    """The ONNX file that a variant is built from, with Q/DQ nodes or with a ranges file beside it.
+
+    `held`: nodes that stay in floating point for want of a kernel; that file is another one, made each time.
+    """
     plain = work / f"{model}.onnx"
     if variant.recipe is None:
         return plain
-    mixed = variant.recipe == "mixed"
-    placement = "residual" if mixed else variant.recipe
-    recipe = RECIPES[placement]
-    out = work / f"{model}.{variant.recipe}.{variant.method}.onnx"
-    if not out.exists():
+    recipe = RECIPES[variant.recipe]
+    placement = "residual" if variant.recipe == "mixed" else variant.recipe
+    out = work / f"{model}.{variant.recipe}.{variant.method}{'.held' if held else ''}.onnx"
+    if held or not out.exists():
         found = calibrate(
             plain,
             recipe,
@@ -163,12 +169,16 @@ def rewritten(model: str, variant: Variant, work: Path) -> Path:
             batch_size=4,
         )
         ranges = found.by(variant.method)
-        if mixed:  # bench/int8_mixed.py --keep wrote the nodes
-            nodes = json.loads((work / f"{model}.mixed.json").read_text())
-            quantize(plain, ranges, recipe, out, only=nodes)
+        if recipe.implicit:
+            write_ranges(plain, ranges, recipe, out)
         else:
-            (write_ranges if recipe.implicit else quantize)(plain, ranges, recipe, out)
+            quantize(plain, ranges, recipe, out, only=only(model, variant, work), held=held)
     return out
+
+
+def only(model: str, variant: Variant, work: Path) -> list[str] | None:
+    """The nodes of a mixture that are quantized: bench/int8_mixed.py --keep wrote them."""
+    return json.loads((work / f"{model}.mixed.json").read_text()) if variant.recipe == "mixed" else None
 
 
 def profiles(model: str, sizes: tuple[int, ...]) -> tuple[Profile, ...]:
@@ -207,7 +217,21 @@ def build(model: str, name: str, variant: Variant, work: Path, cache: Path | Non
         )
     started = time.perf_counter()
     known = cache.stat().st_size if cache and cache.exists() else 0
-    content = building.build_plan(trt, onnx_file, settings, timing_cache=cache)
+
+    def plan_of(path: Path) -> bytes:
+        return building.build_plan(trt, path, settings, timing_cache=cache)
+
+    if variant.recipe in (None, "implicit"):
+        done = Built(plan_of(onnx_file))
+    else:  # where there is no kernel, as the product does
+        done = build_holding(
+            work / f"{model}.onnx",
+            RECIPES[variant.recipe],
+            write=lambda held: rewritten(model, variant, work, held),
+            build=plan_of,
+            only=only(model, variant, work),
+        )
+    content = done.result
     seconds = time.perf_counter() - started
     plan.write_bytes(content)
     found = {
@@ -219,6 +243,7 @@ def build(model: str, name: str, variant: Variant, work: Path, cache: Path | Non
         "timing_cache_bytes_after": cache.stat().st_size if cache and cache.exists() else 0,
         "plan_bytes": len(content),
         "profiles": to_text(settings.profiles),
+        **({"held": done.held, "notes": done.notes} if done.notes else {}),
     }
     record.write_text(json.dumps(found))
     return found

@@ -47,6 +47,7 @@ PLANS = {
     "fp16": "FP16",
     "int8-implicit": "INT8 implicit (ranges)",
     "int8-residual": "INT8 explicit (Q/DQ, our placement)",
+    "int8-shared": "INT8 explicit (Q/DQ, shared ranges)",
     "int8-residual-no-jit": "INT8 explicit, without JIT_CONVOLUTIONS",
 }
 NAMES = {"resnet50": "ResNet-50, 224²", "yolov8n": "YOLOv8n, 320²", "bert-large": "BERT-Large, sequence 128"}
