@@ -22,7 +22,7 @@ from tritongen.autotune.holding import Built, build_holding
 from tritongen.autotune.machine import current_machine
 from tritongen.engines.tensorrt import api, building, cuda, inspection
 from tritongen.engines.tensorrt.profiles import Extent, Profile, to_text
-from tritongen.engines.tensorrt.recipes import implicit_recipe, int8_recipes
+from tritongen.engines.tensorrt.recipes import implicit_recipe, int8_recipes, shared_recipe
 from tritongen.engines.tensorrt.runner import TensorRTRunner
 from tritongen.files import write_text
 from tritongen.precision.int8 import quantize, write_ranges
@@ -44,6 +44,7 @@ RECIPES = {
     "residual": int8_recipes()[0],
     # The first convolution has three input channels; NVIDIA's own recipe leaves such ones out.
     "residual16": replace(int8_recipes()[0], name="residual16", min_channels=16),
+    "shared": shared_recipe(),
     "mixed": int8_recipes()[0],
     "implicit": implicit_recipe(),
 }
@@ -75,6 +76,7 @@ def recipe_variants(method: str = "minmax") -> dict[str, Variant]:
         "int8-naive": replace(int8, recipe="naive"),
         "int8-residual16": replace(int8, recipe="residual16"),
         "int8-residual": replace(int8, recipe="residual"),
+        "int8-shared": replace(int8, recipe="shared"),
     }
 
 
