@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tritongen.autotune.gpu_watch import REPEATS, GpuWatch, noise_in, watch_of
+from tritongen.autotune.gpu_watch import REPEATS, GpuWatch, noise_in, unwatched, watch_of
 from tritongen.autotune.latency import _calmly
 from tritongen.runs.records import GpuConditions, LatencyPoint
 
@@ -93,6 +94,21 @@ def test_what_the_driver_does_not_tell_is_left_out() -> None:
 
 def test_what_uses_no_gpu_is_not_watched() -> None:
     assert watch_of(object()) is None
+
+
+def test_that_nobody_watches_the_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise NVMLError("Driver Not Loaded")
+
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert unwatched(()) == ()
+    assert "`pip install nvidia-ml-py`" in unwatched(["H100"])[0]
+    module = nvml([1980])
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    module.nvmlInit = refused
+    assert "NVML: Driver Not Loaded" in unwatched(["H100"])[0]
+    module.nvmlInit = lambda: None
+    assert unwatched(["H100"]) == ()
 
 
 def point(median_ms: float) -> LatencyPoint:

@@ -124,6 +124,13 @@ def test_implicit_int8_gives_every_tensor_its_range(model: Path, tmp_path: Path)
     assert plan["ranges"] == {"x": [-2.0, 2.0], y: [-0.5, 0.5]}
 
 
+def test_ranges_that_belong_to_no_tensor_are_an_error(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ranged" / "model.onnx"
+    write_ranges(model, {"renamed": (-1.0, 2.0)}, implicit_recipe(), out)
+    with pytest.raises(BuildError, match="has one of the ranges"):
+        built(out, tmp_path, Precision.INT8)
+
+
 def test_tensorrts_own_calibrator_is_fed_once_at_the_profiles_usual_shape(
     model: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -144,14 +144,31 @@ def noise_in(seen: GpuConditions) -> tuple[str, ...]:
 def watch_of(runner: Any) -> GpuWatch | None:
     """The watch of the GPU that a runner uses (`gpu`: its PCI bus id); None without a GPU or NVML."""
     bus = getattr(runner, "gpu", None)
-    if bus is None:
+    nvml = None if bus is None else _started()[0]
+    if nvml is None:
         return None
     try:
-        nvml = import_module("pynvml")
-    except ImportError:
-        return None
-    try:
-        nvml.nvmlInit()
         return GpuWatch(nvml, nvml.nvmlDeviceGetHandleByPciBusId(bus))
     except nvml.NVMLError:
         return None
+
+
+def unwatched(gpus: Sequence[str]) -> tuple[str, ...]:
+    """The note that nothing tells of disturbances, where there are GPUs and no NVML."""
+    reason = _started()[1] if gpus else None
+    if reason is None:
+        return ()
+    return (f"the GPU is not watched ({reason}): other clocks, heat or processes go unnoticed and unmarked",)
+
+
+def _started() -> tuple[Any, str | None]:
+    """(NVML, None), or (None, why there is none)."""
+    try:
+        nvml = import_module("pynvml")
+    except ImportError:
+        return None, "`pip install nvidia-ml-py` brings NVML"
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return None, f"NVML: {error}"
+    return nvml, None

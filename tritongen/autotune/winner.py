@@ -11,6 +11,7 @@ from tritongen.autotune.candidates import RANGES, SearchSpace, search_space
 from tritongen.autotune.changes import change_notes
 from tritongen.autotune.evidence import doubt, weighed
 from tritongen.autotune.follow_ups import instead_of_fp16, mixtures, second_builds
+from tritongen.autotune.gpu_watch import unwatched
 from tritongen.autotune.judging import Goal
 from tritongen.autotune.parsing import accepting_engine
 from tritongen.autotune.selection import select
@@ -58,10 +59,11 @@ def choose_winner(setting: Setting) -> tuple[SelectedModel, Preparation]:
     spec = setting.spec
     engine, graph, preparation, refusals = _prepared(setting)
     space = _space(spec, engine, graph, preparation)
-    devices, aside = usable_devices(engine.devices())
+    gpus = engine.devices()
+    devices, aside = usable_devices(gpus)
     setting = replace(setting, devices=devices)
     notes = [*change_notes(setting.run, engine.versions()), *refusals, *space.notes]
-    notes += [*_batching_notes(spec, graph), *idle_settings(spec, engine.name), *aside]
+    notes += [*_batching_notes(spec, graph), *idle_settings(spec, engine.name), *aside, *unwatched(gpus)]
     if any(RANGES in one.options for one in space.candidates):
         notes += preparation.warnings
     _tell(setting, notes)

@@ -68,12 +68,12 @@ def features(trt: Any) -> Features:
 
 def require(trt: Any, options: Collection[str]) -> None:
     """RequirementError for the first of these builder options that this TensorRT does not have."""
-    flags, config = trt.BuilderFlag, trt.IBuilderConfig
+    flags, config, has = trt.BuilderFlag, trt.IBuilderConfig, features(trt)
     known = {
         "optimization_level": (hasattr(config, "builder_optimization_level"), "8.6 or newer"),
         "aux_streams": (hasattr(config, "max_aux_streams"), "8.6 or newer"),
-        "tiling": (hasattr(config, "tiling_optimization_level"), "10.8 or newer"),
-        "build_route": (hasattr(config, "build_route"), "11.1 or newer, on Linux"),
+        "tiling": (has.tiling, "10.8 or newer"),
+        "build_route": (has.build_routes, "11.1 or newer, on Linux"),
         "sparsity": (hasattr(flags, "SPARSE_WEIGHTS"), "8.0 or newer"),
         "refit": (hasattr(flags, "REFIT"), "a version with refittable plans"),
         "version_compatible": (hasattr(flags, "VERSION_COMPATIBLE"), "8.6 or newer"),

@@ -110,8 +110,12 @@ def build_plan(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
         raise refusal(model, api.parser_problems(parser), str(trt.__version__))
-    if settings.ranges is not None:
-        set_ranges(network, settings.ranges)
+    if settings.ranges is not None and not set_ranges(network, settings.ranges):
+        raise BuildError(
+            f"no tensor of {model.name} has one of the ranges that were found",
+            found=", ".join(list(settings.ranges)[:3]),
+            expected="the names of the network's tensors",
+        )
     config = configure(trt, builder, network, settings)
     watching = monitor(trt, Phases(events))  # must live as long as the configuration
     if watching is not None:
