@@ -306,6 +306,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class ManyModelsHandler(Handler):
+    """A server with more models than a message should name; none of them is loaded."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/v2/health/live" else 404)
+        self.end_headers()
+        self.wfile.write(b'{"error": "no available versions"}')
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        models = [{"name": f"m{number}", "version": "1", "state": "READY"} for number in range(40)]
+        self.wfile.write(json.dumps([*models, {"name": "mine", "state": "UNAVAILABLE"}]).encode())
+
+
 class LockedHandler(Handler):
     """A proxy that wants a token."""
 
@@ -381,6 +396,13 @@ class TestWrongAddresses:
         assert caught.value.found == "HTTP status 404 for /v2/health/live"
         with pytest.raises(ServerError, match="HTTP status 404"):
             read_metrics(f"{web_server}/metrics")
+
+    def test_of_many_models_few_are_named_and_the_one_that_is_asked_for(self) -> None:
+        for url in serve(ManyModelsHandler):
+            with pytest.raises(ServerError, match="no model 'mine'") as caught:
+                connect(url).check_ready("mine")
+            assert str(caught.value.found).startswith("mine: UNAVAILABLE; m0 version 1: READY; ")
+            assert str(caught.value.found).endswith("; and 33 more")
 
     def test_a_proxy_that_asks_for_a_token(self, locked_server: str) -> None:
         with pytest.raises(ServerError, match="lets nobody in") as caught:

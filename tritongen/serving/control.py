@@ -25,6 +25,7 @@ READY_POLL_S = 0.05
 HELD_STATES = ("READY", "UNLOADING")
 DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
 _IN_NO_HOST = frozenset(" \"'{}<>|\\^`,;")
+_SHOWN_MODELS = 8
 _NOBODY = "tritongen-asks-whether-models-may-be-loaded"
 
 
@@ -328,16 +329,20 @@ class ServerControl:
         near = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
         return RefusedError(
             f"the server at {self.url} has no model '{model}' that is loaded",
-            found=self._states() if names else _readable(refusal),
+            found=self._states(first=model) if names else _readable(refusal),
             fix=f"did you mean '{near[0]}'?" if near and near[0] != model else "check the name, or load it",
         )
 
-    def _states(self, model: str = "") -> str:
+    def _states(self, model: str = "", *, first: str = "") -> str:
+        """Of one model, or of the first few of all; the one that is asked for is always among them."""
         try:
             entries = [entry for entry in self._transport.index() if model in ("", entry.get("name"))]
         except (ServerError, Refusal):
             return "the server does not say why"
-        return "; ".join(map(_state, entries)) or "no models"
+        entries.sort(key=lambda entry: entry.get("name") != first)
+        more = len(entries) - _SHOWN_MODELS
+        shown = "; ".join(map(_state, entries[:_SHOWN_MODELS])) or "no models"
+        return f"{shown}; and {more} more" if more > 0 else shown
 
 
 def check_metrics_url(url: str) -> None:
