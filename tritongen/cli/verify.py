@@ -116,7 +116,8 @@ def _ask_parser(model: Path, plugins: Sequence[Path], as_json: bool) -> int:
     from tritongen.graph import inspect_model
     from tritongen.repository.parser_match import refusals, unasked
 
-    path, taken, asked = inspect_model(model).path, "", {}
+    path, taken = inspect_model(model).path, ""
+    asked: dict[str, str | None] = {"parser": None, "caveat": None}
     try:
         report = check_graph(path, plugins)
     except RequirementError as error:
