@@ -135,6 +135,7 @@ def test_the_exit_code_is_kept_wherever_the_signal_comes(number: int, tmp_path: 
         (["loadtest", "m", "--token-env", "X", "--token-file", "y"], "two tokens at once", "one of them"),
         (["loadtest", "m", "--token-file", "/dev/null"], "the token is empty", "where it comes from"),
         (["stop", "/nope"], "there is no folder /nope", "--all"),
+        (["stop", "repository", "--all"], "one server and all of them", "leave --all away"),
         (["verify", "/nope"], "there is no model repository at /nope", "tritongen build"),
         (["serve", "/nope"], "there is no model repository at /nope", "tritongen build"),
         (["verify", "-r", "/nope", "net"], "there is no model repository at /nope", "tritongen build"),

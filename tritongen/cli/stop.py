@@ -21,6 +21,12 @@ def command(repository: Path | None, every: bool) -> int:
     from tritongen.errors import InputError
     from tritongen.serving.registry import choose_server, listing, running_servers, state_folder
 
+    if every and repository is not None:
+        raise InputError(
+            "one server and all of them at once",
+            found=f"{repository} --all",
+            fix="leave --all away, or the repository",
+        )
     state = state_folder(os.environ)
     running = running_servers(state)
     if every:
