@@ -44,6 +44,7 @@ def test_its_features_are_those_of_eleven() -> None:
 
 
 def test_a_strongly_typed_plan_is_built_with_profiles_and_a_timing_cache(model: Path, tmp_path: Path) -> None:
+    """What a timing cache holds is nothing here: tensorrt_rtx times no kernels, and has the calls alone."""
     settings = building.Settings(
         strongly_typed=True, compute_capability="8.9", profiles=[profile(model)], optimization_level=2,
         timing_iterations=2, tiling_level="FAST", aux_streams=0, tf32=False,
@@ -65,21 +66,47 @@ def test_a_damaged_timing_cache_is_replaced(model: Path, tmp_path: Path, content
     assert cache.read_bytes() != content
 
 
+def told(config: Any, name: str) -> Any:
+    """What a configuration says of itself (of hardware compatibility, tensorrt_rtx's always says none)."""
+    if name == "workspace":
+        return config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)
+    if name == "tactics":
+        return config.get_tactic_sources()
+    if hasattr(trt.BuilderFlag, name):
+        return config.get_flag(getattr(trt.BuilderFlag, name))
+    return getattr(config, name)
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "wanted"),
     [
-        {"sparsity": True},
-        {"hardware_compatible": True},
-        {"tiling": "FULL"},
-        {"optimization_level": 5, "timing_iterations": 4, "aux_streams": 1, "workspace_mb": 64},
-        {"tactic_sources": "JIT_CONVOLUTIONS"},
+        ({"sparsity": True}, {"SPARSE_WEIGHTS": True, "TF32": True}),
+        ({"tiling": "FULL"}, {"tiling_optimization_level": "FULL"}),
+        (
+            {"optimization_level": 5, "timing_iterations": 4, "aux_streams": 1, "workspace_mb": 64},
+            {"builder_optimization_level": 5, "avg_timing_iterations": 4, "max_aux_streams": 1,
+             "workspace": 64 << 20},
+        ),
+        ({"tactic_sources": "JIT_CONVOLUTIONS"}, {"tactics": 1 << int(trt.TacticSource.JIT_CONVOLUTIONS)}),
+        ({"math": "fp32"}, {"TF32": False, "num_optimization_profiles": 1}),
     ],
-    ids="-".join,
-)
-def test_what_the_spec_may_say_of_the_builder_is_taken(model: Path, options: dict[str, Any]) -> None:
+    ids=["sparsity", "tiling", "numbers", "tactic_sources", "math"],
+)  # fmt: skip
+def test_what_the_spec_may_say_of_the_builder_is_taken(
+    model: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], wanted: dict[str, Any]
+) -> None:
     from tritongen.engines.tensorrt.options import settings_of
     from tritongen.runs.records import Candidate
 
+    found: dict[str, Any] = {}
+    configure = building.configure
+
+    def seen(*arguments: Any) -> Any:
+        config = configure(*arguments)
+        found.update({name: told(config, name) for name in wanted})
+        return config
+
+    monkeypatch.setattr(building, "configure", seen)
     api.require(trt, options)
     candidate = Candidate(id="c", engine="tensorrt", precision=Precision.FP32, options=options)
     settings = settings_of(candidate, model)
@@ -88,6 +115,7 @@ def test_what_the_spec_may_say_of_the_builder_is_taken(model: Path, options: dic
         workspace_bytes=settings.workspace_bytes or 1 << 26,
     )  # fmt: skip
     assert building.build_plan(trt, model, settings)
+    assert {name: getattr(value, "name", value) for name, value in found.items()} == wanted
 
 
 def test_precision_flags_are_not_asked_of_it(model: Path) -> None:
@@ -116,7 +144,23 @@ def test_rewritten_graphs_are_built(model: Path, tmp_path: Path, precision: Prec
     settings = building.Settings(
         precision=precision, strongly_typed=True, compute_capability="8.9", profiles=[profile(model)]
     )
+    assert types_in(model) == {"FLOAT"}
+    half = "BF16" if precision is Precision.BF16 else "HALF"
+    eight = {Precision.INT8: {"INT8"}, Precision.FP8: {"FP8"}}.get(precision, set())
+    assert types_in(rewritten) == {"FLOAT", half, *eight}  # the inputs and outputs stay as they were
     assert building.build_plan(trt, rewritten, settings)
+
+
+def types_in(model: Path) -> set[str]:
+    """The floating types (and quantized ones) of what the layers of a graph compute, weights apart."""
+    log = building.Log()
+    logger = building.make_logger(trt, log)
+    builder = building.start_builder(trt, logger, log)
+    network = api.create_network(trt, builder, strongly_typed=True)
+    assert trt.OnnxParser(network, logger).parse_from_file(str(model))
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    computed = [layer for layer in layers if layer.type not in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE)]
+    return {layer.get_output(0).dtype.name for layer in computed} - {"INT32", "INT64", "BOOL"}
 
 
 def test_weak_typing_is_refused_in_words(model: Path) -> None:
