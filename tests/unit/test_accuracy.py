@@ -218,6 +218,25 @@ def test_labels_that_no_answer_can_equal_are_refused(
         verdict(model, model, Samples(np.array(labels), i=indices(4)), metric=metric)
 
 
+def test_labels_that_are_names_are_told_so(tmp_path: Path) -> None:
+    model, names = table(one_hot([0, 1]), tmp_path / "m.onnx"), np.array(["cat", "dog"])
+    for metric in (None, "top1"):
+        with pytest.raises(DataError, match="the labels are text") as caught:
+            verdict(model, model, Samples(names, i=indices(2)), metric=metric)
+        assert caught.value.found == "'cat'"
+
+
+def test_scores_are_found_beside_names_of_classes(tmp_path: Path) -> None:
+    """As scikit-learn's classifiers have it: the label as text first, its probabilities second."""
+    proto = onnx.load(table(one_hot([0, 1]), tmp_path / "scores.onnx"))
+    names = helper.make_tensor("names", TensorProto.STRING, [2], [b"cat", b"dog"])
+    proto.graph.initializer.append(names)
+    proto.graph.node.append(helper.make_node("Gather", ["names", "i"], ["label"]))
+    proto.graph.output.insert(0, models.value("label", ["batch"], TensorProto.STRING))
+    model = models.save(proto, tmp_path / "m.onnx")
+    assert verdict(model, model, Samples(np.array([0, 1]), i=indices(2))).value == 1
+
+
 def test_nothing_is_proven_where_the_reference_itself_gets_nothing_right(tmp_path: Path) -> None:
     model, labels = table(one_hot([0, 1, 2, 3]), tmp_path / "m.onnx"), np.array([1, 2, 3, 0])
     result = verdict(model, model, Samples(labels, i=indices(4)))

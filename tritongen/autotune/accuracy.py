@@ -301,8 +301,9 @@ def _metric_output(asked: str | None, outputs: Outputs, count: int) -> str:
                 expected=", ".join(outputs),
             )
         return asked
-    fitting = [name for name, value in outputs.items() if value.ndim > 0 and value.shape[0] == count]
-    return (fitting or list(outputs))[0]
+    numbers = [name for name, value in outputs.items() if value.dtype.kind not in "OSU"]
+    fitting = [name for name in numbers if outputs[name].ndim > 0 and outputs[name].shape[0] == count]
+    return (fitting or numbers or list(outputs))[0]
 
 
 def _per_sample(outputs: Outputs, *, batched: bool) -> dict[str, Array]:

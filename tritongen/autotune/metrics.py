@@ -177,6 +177,8 @@ def default_metric(labels: Array) -> str:
         return "top1"
     if whole and labels.ndim >= 3:  # noqa: PLR2004
         return "mean_iou"
+    if labels.dtype.kind in "OSU":
+        raise _named(labels)
     raise SpecError(
         "no metric follows from the labels alone",
         found=f"labels of {labels.dtype}[{', '.join(map(str, labels.shape))}]",
@@ -229,7 +231,19 @@ def _joined(arrays: list[Array]) -> Any:
     return np.concatenate(arrays) if same else arrays
 
 
+def _named(labels: Array) -> DataError:
+    """The error for labels that are names of classes."""
+    return DataError(
+        "the labels are text, and models answer with numbers of classes",
+        found=repr(str(labels.flat[0])) if labels.size else "text",
+        expected="one class number per sample",
+        fix="save the number of each sample's class, in the order of the model's scores, and not its name",
+    )
+
+
 def _class_labels(labels: Array, rank: int) -> NDArray[np.int64]:
+    if labels.dtype.kind in "OSU":
+        raise _named(labels)
     if labels.ndim > 1 and labels.size == labels.shape[0]:
         labels = labels.reshape(-1)
     if labels.ndim != rank or labels.dtype.kind not in "iubf":
