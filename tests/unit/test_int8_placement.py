@@ -220,10 +220,26 @@ def test_values_are_followed_through_every_operator_that_moves_them() -> None:
     assert [set(group) for group in found.groups] == [{"a", "t", "all"}]
 
 
-@pytest.mark.parametrize(("mode", "pairs"), [("nearest", {"a", "big"}), ("linear", {"big"})])
-def test_only_the_nearest_value_is_a_value_that_was_there(mode: str, pairs: set[str]) -> None:
-    nodes = [*silu("x", "a"), node("Resize", ["a", "", "twice"], ["big"], mode=mode), conv("big", "y")]
-    assert set(placed(graph(nodes)).activations) == pairs
+def test_a_resize_reads_floating_point_where_others_read_a_pair(tmp_path: Path) -> None:
+    """Between two pairs, TensorRT 8.6 has no kernel for it."""
+    nodes = [
+        *silu("x", "a"), node("Resize", ["a", "", "twice"], ["big"], mode="nearest"),
+        conv("big", "y"), conv("a", "z"),
+    ]  # fmt: skip
+    found = placed(graph(nodes, ["y", "z"]))
+    assert set(found.activations) == {"a", "big"}
+    assert [set(group) for group in found.groups] == [{"a", "big"}]
+    model = models.save(graph(nodes, ["y", "z"]), tmp_path / "m.onnx")
+    for recipe, source in ((RESIDUAL, "a_DequantizeLinear_Output"), (SHARED, "a")):
+        quantize(model, {"a": (-1.0, 1.0), "big": (-1.0, 1.0)}, recipe, tmp_path / "q.onnx")
+        readers = {one.op_type: one.input[0] for one in onnx.load(tmp_path / "q.onnx").graph.node}
+        assert readers["Resize"] == source
+    assert run(tmp_path / "q.onnx", IMAGES).shape == (4, 8, 12, 12)
+
+
+def test_only_the_nearest_value_is_a_value_that_was_there() -> None:
+    for mode, moved in (("nearest", ("a",)), ("linear", ())):
+        assert moved_inputs(node("Resize", ["a", "", "twice"], ["big"], mode=mode)) == moved
 
 
 def test_what_is_held_in_floating_point_asks_for_nothing() -> None:

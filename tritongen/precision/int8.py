@@ -144,10 +144,26 @@ def _emit(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe:
         raise BuildError(
             f"recipe '{recipe.name}' cannot be applied", found=" ".join(str(error).split())
         ) from error
+    _read_past_pairs(quantized, recipe.float_readers)
     if not recipe.weights_as_pairs:
         fold_weights(quantized)
         quantizer.model.clean_initializers()
     return quantized
+
+
+def _read_past_pairs(proto: Any, operators: Collection[str]) -> None:
+    """Give nodes of these types the tensors themselves in place of what comes out of their Q/DQ pairs."""
+    nodes = proto.graph.node
+    quantized = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    sources = {
+        node.output[0]: quantized[node.input[0]]
+        for node in nodes
+        if node.op_type == "DequantizeLinear" and node.input[0] in quantized
+    }
+    for node in nodes:
+        if node.op_type in operators:
+            for index, name in enumerate(node.input):
+                node.input[index] = sources.get(name, name)
 
 
 def _quantizer(proto: Any, placement: Placement, ranges: Mapping[str, Range], recipe: Int8Recipe) -> Any:

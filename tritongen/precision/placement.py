@@ -129,7 +129,7 @@ def _shared(
     if not recipe.shared_ranges:
         return (), ()
     sums = {node.name: inputs for node in nodes if (inputs := _summed(node, recipe, graph, ranges))}
-    found = value_moves(graph.graph, set(activations), sums, graph.is_activation)
+    found = value_moves(graph.graph, set(activations), sums, graph.is_activation, recipe.float_readers)
     placed = dict.fromkeys([*activations, *(t for name in found.sums for t in sums[name])])
     moved = [
         tensor

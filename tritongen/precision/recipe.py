@@ -34,6 +34,8 @@ class Int8Recipe:
     """One range for tensors between which values are only moved (by Concat, Split, …), and pairs in front of
     such operators, so that one INT8 tensor serves all that read it. An Add that no kernel of a weighted
     operator takes is quantized on both inputs, if its sum is wanted in INT8."""
+    float_readers: tuple[str, ...] = ()
+    """Operator types that read a tensor as it is, where others read it through its Q/DQ pair."""
     half: bool = False
     """What is not quantized becomes FP16 afterwards, for engines that take precisions from the graph."""
     float8: bool = False

@@ -13,8 +13,8 @@ from typing import Any
 
 _ONE_TO_ONE = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 """A QuantizeLinear passes through these by itself: they need no pair in front."""
-_BRANCHING = ("Concat", "Split", "Slice", "Resize")
-"""These join, part or multiply tensors: a pair in front keeps what they read in INT8."""
+_BRANCHING = ("Concat", "Split", "Slice")
+"""These join or part tensors: a pair in front keeps what they read in INT8."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ def value_moves(
     wanted: Collection[str],
     sums: Mapping[str, Collection[str]],
     is_activation: Callable[[str], bool],
+    float_readers: Collection[str] = (),
 ) -> ValueMoves:
     """Follow the `wanted` tensors back through operators that move values.
 
     `sums`: the inputs of additions by node name; one whose result is wanted makes its inputs wanted, too.
+    `float_readers`: operator types that want nothing in INT8; what they read and write is one group still.
     """
     needed, groups = set(wanted), _Sets()
     read: dict[str, None] = {}
@@ -63,8 +65,10 @@ def value_moves(
         inputs = moved_inputs(node)
         if not inputs or not all(map(is_activation, inputs)):
             continue
-        needed.update(inputs)
         groups.join(*inputs, *node.output)
+        if node.op_type in float_readers:
+            continue
+        needed.update(inputs)
         if node.op_type in _BRANCHING:
             read.update(dict.fromkeys(reversed(inputs)))
     return ValueMoves(tuple(reversed(read)), groups.all(), tuple(reversed(used)))

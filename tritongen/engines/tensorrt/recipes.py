@@ -41,6 +41,7 @@ def shared_recipe() -> Int8Recipe:
     Two kinds of convolutions stay in floating point. With fewer than four output channels, INT8 computes and
     writes four all the same. After a Softmax, no kernel takes the QuantizeLinear along: it reads two bytes
     and writes one, and the convolution, which would have read two, reads that: arithmetic has to pay for it.
+    A Resize moves values too, but 8.6.0 has no kernel for one between Q/DQ pairs: it reads floating point.
     """
     (residual,) = int8_recipes()
     return replace(
@@ -50,6 +51,7 @@ def shared_recipe() -> Int8Recipe:
         shared_ranges=True,
         min_output_channels=_VECTOR,
         float_sources=("Softmax",),
+        float_readers=("Resize",),
     )
 
 
