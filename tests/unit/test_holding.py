@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from tritongen.autotune.selection import select
 from tritongen.autotune.stages import Setting, prepare_model
 from tritongen.autotune.trials import Search, run_trials
 from tritongen.engines import NoKernelError, load_engine
-from tritongen.engines.tensorrt.building import Log, could_not_build
+from tritongen.engines.tensorrt import api
+from tritongen.engines.tensorrt.building import Log, Settings, build_plan, could_not_build
 from tritongen.engines.tensorrt.kernels import layers_without_kernel
+from tritongen.engines.tensorrt.profiles import Extent
 from tritongen.engines.tensorrt.recipes import int8_recipes, shared_recipe
 from tritongen.errors import BuildError
 from tritongen.precision.holding import Layer, nodes_to_hold
@@ -248,6 +251,24 @@ def test_a_build_is_tried_again_three_times(tmp_path: Path) -> None:
     assert attempt(tmp_path, *refused)[0].held == ("half", "sum", "b", "c")
     with pytest.raises(BuildError):
         attempt(tmp_path, *refused, "b")
+
+
+@pytest.mark.usefixtures("standin")
+@pytest.mark.parametrize("left", [None, SimpleNamespace(serialize=lambda: None, combine=lambda *_: True)])
+def test_a_failed_build_that_leaves_no_timing_cache_is_explained_all_the_same(
+    left: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = api.load()
+    monkeypatch.setattr(trt.IBuilderConfig, "get_timing_cache", lambda _: left)
+    proto = pyramid("no_int8_kernel")
+    proto.graph.node.insert(0, helper.make_node("DequantizeLinear", ["x", "scale"], ["a.0"]))
+    path = models.save(proto, tmp_path / "m.onnx")
+    extents = {"x": Extent((1, 8, 8, 8), (1, 8, 8, 8), (1, 8, 8, 8))}
+    settings = Settings(Precision.INT8, profiles=[extents])
+    with pytest.raises(NoKernelError) as refused:
+        build_plan(trt, path, settings, timing_cache=tmp_path / "a.timing")
+    assert [layer.name for layer in refused.value.layers] == ["no_int8_kernel"]
+    assert not (tmp_path / "a.timing").exists()
 
 
 def test_mixtures_hold_what_their_base_does() -> None:

@@ -305,6 +305,8 @@ def _attach_cache(config: Any, path: Path | None) -> Any:
 def _store_cache(config: Any, path: Path) -> None:
     """Write the timing cache back, together with what another build may have stored meanwhile."""
     cache = config.get_timing_cache()
+    if cache is None:  # as a build that failed may leave it
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # builds on several GPUs may end at once
@@ -312,8 +314,10 @@ def _store_cache(config: Any, path: Path) -> None:
         if stored is not None:
             # What was timed elsewhere stays out: it was refused when it was attached, too.
             cache.combine(stored, False)  # noqa: FBT003
-        with replacing(path) as temporary:
-            temporary.write_bytes(bytes(cache.serialize()))
+        content = cache.serialize()
+        if content is not None:
+            with replacing(path) as temporary:
+                temporary.write_bytes(bytes(content))
 
 
 def read_ranges(path: Path) -> dict[str, tuple[float, float]]:
