@@ -32,7 +32,10 @@ def test_floating_point(engine: TensorRTEngine, model: Path, tmp_path: Path, pre
         "fp16": (Precision.FP16, 5e-3),
     }[precision]
     artifact = built(engine, model, tmp_path, asked, math=precision if precision != "fp16" else "tf32")
-    assert artifact.details["precision"]["evidence"] == "PROVEN"
+    told = artifact.details["precision"]
+    assert told["asked"] == precision
+    # TF32 is told by the tactics' names alone, and not every tactic has one.
+    assert told["evidence"] == "PROVEN" or (precision, told["evidence"]) == ("tf32", "OPAQUE")
     assert relative_error(model, tmp_path, artifact, engine) < limit
 
 

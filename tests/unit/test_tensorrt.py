@@ -176,6 +176,44 @@ def test_a_precision_is_proven_absent_or_opaque(
     assert prove(parse_layers({"Layers": layers}), precision).evidence == evidence
 
 
+PLAIN_FORMAT = "Row major linear FP32"
+TENSOR_CORES = layer(
+    "a", "CaskConvolution", "sm90_xmma_fprop_implicit_gemm_f32f32_tf32f32_f32_nhwc", PLAIN_FORMAT
+)
+NO_TENSOR_CORES = [
+    layer("b", "CaskConvolution", name, PLAIN_FORMAT)
+    for name in (
+        "sm80_xmma_fprop_implicit_gemm_f32f32_f32f32_f32_nhwckrsc_nhwc_tilesize128x64x8",
+        "sm80_xmma_fprop_wngd_f32f32_f32_f32_nchwkcrs_nchw_tilesize8x16x64x8_warpsize8x1x1_wngd2x2",
+        "sm80_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize128x128x8_stage3_warpsize2x2x1_ffma_aligna4_alignc4",
+    )
+]
+NUMBERED = layer("c", "CaskConvolution", "0x00000000000003ea", PLAIN_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("layers", "evidence", "share"),
+    [
+        ([TENSOR_CORES, *NO_TENSOR_CORES], "PROVEN", 0.25),
+        ([TENSOR_CORES, HIDDEN, NUMBERED], "PROVEN", 1 / 3),
+        (NO_TENSOR_CORES, "ABSENT", 0.0),
+        ([*NO_TENSOR_CORES, NUMBERED], "OPAQUE", 0.0),
+        ([*NO_TENSOR_CORES, HIDDEN], "OPAQUE", 0.0),
+        ([RELAYOUT], "OPAQUE", 0.0),
+    ],
+)
+def test_tf32_is_told_by_the_tactics_names(layers: list[Any], evidence: str, share: float) -> None:
+    """8.6's own names, from the plans whose layers are under bench/results."""
+    proof = prove(parse_layers({"Layers": layers}), Precision.FP32, tf32=True)
+    assert proof.evidence == evidence
+    assert proof.share == pytest.approx(share)
+
+
+def test_layers_of_no_known_format_prove_nothing() -> None:
+    silent = parse_layers({"Layers": [layer("a", "CaskConvolution", "0x1", "strange")]})
+    assert prove(silent, Precision.FP16).evidence == "OPAQUE"
+
+
 def test_what_was_fused_is_told_by_metadata_or_name() -> None:
     metadata = "[ONNX Layer: /a/Conv]\x1e[ONNX Layer: /a/Relu]"
     told, named = parse_layers({"Layers": [{**INT8, "Metadata": metadata}, INT8]})

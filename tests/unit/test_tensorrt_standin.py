@@ -18,13 +18,17 @@ import onnx
 import pytest
 
 from tests import models
+from tests.standin.plans import plan_bytes
+from tests.unit.test_repository_plans import H100, plan_to_write, written
 from tritongen.engines.tensorrt import FILENAME, TensorRTEngine, api, building, cuda, progress
 from tritongen.engines.tensorrt.options import FRESH
-from tritongen.engines.tensorrt.profiles import Extent, to_text
+from tritongen.engines.tensorrt.profiles import Extent, profiles_per_batch_size, to_text
 from tritongen.engines.tensorrt.progress import Rounds
 from tritongen.engines.tensorrt.recipes import calibrator_recipe, implicit_recipe
 from tritongen.errors import BuildError
 from tritongen.precision.int8 import write_ranges, write_samples
+from tritongen.repository.targets import embedded
+from tritongen.repository.verify import Place, verify_model
 from tritongen.runs.events import Event, discard
 from tritongen.runs.records import Candidate, Options
 from tritongen.spec import Precision
@@ -36,7 +40,7 @@ PROFILE = {"x": Extent((1, 4), (2, 4), (8, 4))}
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return models.save(models.linear(), tmp_path / "m.onnx")
+    return models.save(models.linear(), tmp_path / "linear.onnx")
 
 
 def built(model: Path, folder: Path, precision: Precision = Precision.FP16, **options: Any) -> dict[str, Any]:
@@ -283,3 +287,17 @@ def test_a_version_with_a_progress_monitor_is_not_counted_twice(monkeypatch: pyt
         logger = building.make_logger(trt, building.Log(), seen.append)
         logger.log(tensorrt.ILogger.Severity.VERBOSE, "--------------- Timing Runner: a")
     assert len(seen) == 1
+
+
+def test_verify_holds_the_plans_own_tensors_against_the_config(model: Path, tmp_path: Path) -> None:
+    other = models.save(models.linear(outputs=5), tmp_path / "other.onnx")
+    profiles = profiles_per_batch_size(plan_to_write(model, tmp_path / "runs", H100).inputs, (1, 4))
+    found = {}
+    for name, inside in (("own", model), ("other", other)):
+        asked = plan_to_write(model, tmp_path / name, H100, plan=plan_bytes(inside, profiles))
+        folder = written(tmp_path / name / "r", asked)
+        found[name] = [one for one in verify_model(folder, Place(embedded())) if one.check == "tensors"]
+    assert found["own"] == []
+    (wrong,) = found["other"]
+    assert wrong.severity == "error"
+    assert wrong.message == "output 'y' has dims [3] in config.pbtxt and [5] in the model"
