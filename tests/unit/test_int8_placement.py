@@ -114,13 +114,23 @@ def test_pairs_of_a_bottleneck_are_where_values_come_from() -> None:
     assert [set(group) for group in found.groups] == [{"a.act", "left", "right", "sum", "all"}]
 
 
-def test_a_groups_range_clips_none_of_its_tensors() -> None:
+def test_a_groups_range_is_that_of_the_joined_and_of_what_is_not_joined() -> None:
     found = placed(bottleneck())
-    ranges = {name: (-1.0 - i, 2.0) for i, name in enumerate(found.activations)}
+    assert set(found.joined) == {"left", "right", "sum"}
+    ranges = dict.fromkeys(found.activations, (-1.0, 9.0)) | {"all": (-2.0, 3.0), "a.act": (-1.0, 4.0)}
     shared = shared_ranges(found, ranges)
-    (group,) = found.groups
-    assert {shared[name] for name in group} == {(min(ranges[name][0] for name in group), 2.0)}
-    assert {name: shared[name] for name in ("x", "b.act")} == {name: ranges[name] for name in ("x", "b.act")}
+    assert {shared[name] for name in found.groups[0]} == {(-2.0, 4.0)}
+    assert {shared[name] for name in ("x", "b.act")} == {(-1.0, 9.0)}
+
+
+def test_without_a_joined_tensor_a_groups_range_is_the_union() -> None:
+    nodes = [
+        *silu("x", "a"), node("Split", ["a", "halves"], ["left", "right"], axis=1),
+        conv("left", "y", "w4"), conv("right", "z", "w4"),
+    ]  # fmt: skip
+    found = placed(graph(nodes, ["y", "z"]))
+    shared = shared_ranges(found, {"a": (-1.0, 1.0), "left": (0.0, 2.0), "right": (-3.0, 0.0)})
+    assert shared == dict.fromkeys(("a", "left", "right"), (-3.0, 2.0))
 
 
 def test_a_sum_that_only_floating_point_reads_stays_there() -> None:

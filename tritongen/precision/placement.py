@@ -30,6 +30,8 @@ class Placement:
     """Of the activations, those that no quantized node reads: operators do that only move their values."""
     groups: tuple[tuple[str, ...], ...] = ()
     """Activations that hold the same values in other places, and so share a range."""
+    joined: tuple[str, ...] = ()
+    """Of these, those whose values are all in a Concat's result that is in the group, too."""
 
 
 def place(
@@ -73,26 +75,27 @@ def place(
         activations.update(dict.fromkeys(wanted))
     operators = Counter(node.op_type for node in nodes)
     _refuse_nothing(proto, recipe, operators, left, name)
-    moved, groups = _shared(recipe, graph, nodes, activations, ranges)
+    shared = _shared(recipe, graph, nodes, activations, ranges)
     notes = tuple(f"{count} × {reason}" for reason, count in sorted(left.items()))
     return Placement(
         tuple(node.name for node in nodes),
         dict(operators),
         tuple(activations),
         notes + _subgraph_note(proto.graph),
-        moved,
-        groups,
+        **shared,
     )
 
 
 def shared_ranges(placement: Placement, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """`ranges`, with one for all activations of a group: the union of theirs.
+    """`ranges`, with one for all activations of a group: the union of theirs, without what a Concat joins.
 
-    The union clips none of them more than its own range would; that costs those with small values resolution.
+    The union clips none of them more than its own range would. What goes into a Concat does not count by
+    itself: for its result, the method has weighed clipping against rounding on the values of all inputs.
     """
-    found = dict(ranges)
+    found, joined = dict(ranges), set(placement.joined)
     for group in placement.groups:
-        lows, highs = zip(*(ranges[tensor] for tensor in group), strict=True)
+        counted = [ranges[tensor] for tensor in group if tensor not in joined]
+        lows, highs = zip(*counted, strict=True)
         found.update(dict.fromkeys(group, (min(lows), max(highs))))
     return found
 
@@ -124,10 +127,10 @@ def _shared(
     nodes: list[Any],
     activations: dict[str, None],
     ranges: Mapping[str, Range] | None,
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Add to `activations` what sums and moved values bring; which of them are moved, and the groups."""
+) -> dict[str, Any]:
+    """Add to `activations` what sums and moved values bring; a Placement's fields about them."""
     if not recipe.shared_ranges:
-        return (), ()
+        return {}
     sums = {node.name: inputs for node in nodes if (inputs := _summed(node, recipe, graph, ranges))}
     found = value_moves(graph.graph, set(activations), sums, graph.is_activation, recipe.float_readers)
     placed = dict.fromkeys([*activations, *(t for name in found.sums for t in sums[name])])
@@ -138,7 +141,12 @@ def _shared(
     ]
     activations.update({**placed, **dict.fromkeys(moved)})
     groups = (tuple(tensor for tensor in group if tensor in activations) for group in found.groups)
-    return tuple(moved), tuple(group for group in groups if len(group) > 1)
+    joined = (tensor for result, inputs in found.joins.items() if result in activations for tensor in inputs)
+    return {
+        "moved": tuple(moved),
+        "groups": tuple(group for group in groups if len(group) > 1),
+        "joined": tuple(dict.fromkeys(joined)),
+    }
 
 
 def _summed(

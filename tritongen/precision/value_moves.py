@@ -25,6 +25,8 @@ class ValueMoves:
     """Tensors that joining and parting operators read, in graph order."""
     groups: tuple[tuple[str, ...], ...]
     """Tensors between which values are only moved."""
+    joins: Mapping[str, tuple[str, ...]]
+    """A Concat's result → its inputs."""
     sums: tuple[str, ...]
     """Of the sums that were asked about, those whose result is wanted in INT8."""
 
@@ -55,7 +57,7 @@ def value_moves(
     """
     needed, groups = set(wanted), _Sets()
     read: dict[str, None] = {}
-    used = []
+    joins, used = {}, []
     for node in reversed(graph.node):
         if needed.isdisjoint(node.output):
             continue
@@ -69,9 +71,11 @@ def value_moves(
         if node.op_type in float_readers:
             continue
         needed.update(inputs)
+        if node.op_type == "Concat":
+            joins[node.output[0]] = inputs
         if node.op_type in _BRANCHING:
             read.update(dict.fromkeys(reversed(inputs)))
-    return ValueMoves(tuple(reversed(read)), groups.all(), tuple(reversed(used)))
+    return ValueMoves(tuple(reversed(read)), groups.all(), joins, tuple(reversed(used)))
 
 
 class _Sets:
