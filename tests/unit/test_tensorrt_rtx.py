@@ -163,6 +163,23 @@ def types_in(model: Path) -> set[str]:
     return {layer.get_output(0).dtype.name for layer in computed} - {"INT32", "INT64", "BOOL"}
 
 
+def test_graphs_with_shared_ranges_are_built(tmp_path: Path) -> None:
+    """Split, Concat and Add on integers, with FP16 scales."""
+    from tests.unit.test_int8_placement import bottleneck
+    from tritongen.engines.tensorrt.recipes import half_recipe, rival_recipes
+    from tritongen.precision.fp16 import to_half
+    from tritongen.precision.int8 import quantize, tensors_to_calibrate
+
+    (recipe,) = rival_recipes(api.features(trt))
+    model, rewritten = models.save(bottleneck(), tmp_path / "m.onnx"), tmp_path / "half.onnx"
+    quantize(model, dict.fromkeys(tensors_to_calibrate(model, recipe), (-4.0, 4.0)), recipe, rewritten)
+    to_half(rewritten, half_recipe(), rewritten)
+    settings = building.Settings(
+        precision=Precision.INT8, strongly_typed=True, compute_capability="8.9", profiles=[profile(model)]
+    )
+    assert building.build_plan(trt, rewritten, settings)
+
+
 def test_weak_typing_is_refused_in_words(model: Path) -> None:
     with pytest.raises(BuildError, match="only strongly typed"):
         building.build_plan(trt, model, building.Settings(compute_capability="8.9"))
