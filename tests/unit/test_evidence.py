@@ -15,7 +15,7 @@ from tritongen.autotune.evidence import doubt, likeness
 from tritongen.autotune.stages import Setting
 from tritongen.autotune.winner import SelectedModel, choose_winner
 from tritongen.runs.events import Event
-from tritongen.runs.records import Artifact, Candidate, Outcome, Trial
+from tritongen.runs.records import Artifact, Candidate, Outcome, Selection, Trial
 from tritongen.runs.store import RunDirectory, read_record
 from tritongen.spec import ModelSpec, Precision
 
@@ -110,13 +110,21 @@ def test_a_plan_that_hides_its_precision_and_rounds_is_kept_with_what_speaks_for
 ) -> None:
     monkeypatch.setenv("STANDIN_TOLD", "opaque")
     monkeypatch.setenv("STANDIN_ROUNDS", "1")
+    monkeypatch.setattr(standin, "CAPABILITY", (7, 5))  # no TF32
+    monkeypatch.setenv("STANDIN_CAPABILITY", "7.5")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(trials, "_TRIAL_TIMEOUT_S", 0.01)  # no bound on an engine that builds for hours
-    selected, _ = chosen(tmp_path)
-    found = selected.trials["tensorrt-fp16"]
-    assert found.outcome is Outcome.PASSED
-    assert found.artifact is not None
-    told = found.artifact.details["precision"]
+    selected, seen = chosen(tmp_path)
+    assert list(selected.trials) == ["tensorrt-fp32", "tensorrt-fp16"]
+    winner = selected.winner  # FP32 is slow here
+    assert winner.candidate.id == "tensorrt-fp16"
+    assert winner.artifact is not None
+    told = winner.artifact.details["precision"]
     assert told["evidence"] == "OPAQUE"
     assert "outputs differ from those of tensorrt-fp32 by 0.0" in told["beside"]
-    assert "× its speed" in told["beside"]
+    assert float(told["beside"].rpartition(", at ")[2].partition(" × its speed")[0]) > 1
+    note = doubt(winner)
+    assert note is not None
+    assert note in selected.selection.notes
+    assert read_record(tmp_path / "run" / "selection.json", Selection) == selected.selection
+    assert any(event.status == "note" and event.message == note for event in seen)
