@@ -228,9 +228,10 @@ PARTS = ("network_ms", "queue_ms", "compute_input_ms", "compute_infer_ms", "comp
 
 def ranges() -> str:
     """Every range method on both placements; `shared` is s8-shared's."""
-    found = [*read("int8_ranges.json")["results"]]
-    for row in read("int8_ranges_shared.json")["results"]:
-        found.append({**row, "method": f"{row['method']}, shared"})
+    shared = (
+        {**row, "method": f"{row['method']}, shared"} for row in read("int8_ranges_shared.json")["results"]
+    )
+    found = [*read("int8_ranges.json")["results"], *shared]
     return by_model(found, "method", lambda row: f"{row['model']} ({row['quantized']} nodes quantized)")
 
 
