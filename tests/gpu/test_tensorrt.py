@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -91,11 +92,22 @@ def test_profiles_are_chosen_by_shape_and_graphs_compute_the_same(model: Path, t
             assert runner.device_bytes is not None
 
 
-def test_the_timing_cache_is_kept_and_reused(engine: TensorRTEngine, model: Path, tmp_path: Path) -> None:
+def test_the_timing_cache_is_kept_and_reused(
+    engine: TensorRTEngine, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach, attached = building._attach_cache, []
+
+    def seen(*arguments: Any) -> Any:
+        cache = attach(*arguments)
+        attached.append(len(bytes(cache.serialize())))
+        return cache
+
+    monkeypatch.setattr(building, "_attach_cache", seen)
     built(engine, model, tmp_path, Precision.FP32)
     before = engine.timing_cache().stat().st_size
     again = built(engine, model, tmp_path, Precision.FP32)
-    assert engine.timing_cache().stat().st_size == before  # nothing new had to be timed
+    assert attached[-1] == before  # the builder has all that was stored
+    assert engine.timing_cache().stat().st_size == before  # and nothing new had to be timed
     assert {"tensorrt", "cuda_driver", "gpu", "compute_capability"} <= set(again.versions)
 
 
