@@ -97,7 +97,9 @@ def test_a_plan_that_hides_its_precision_and_answers_like_fp32_fails(
         assert found.outcome is Outcome.FAILED
         assert f"{asked} is not in it: every bit of its outputs is that of tensorrt-fp32" in found.reason
         assert found.artifact is not None
-        assert found.artifact.details["precision"]["evidence"] == "ABSENT"
+        told = found.artifact.details["precision"]
+        assert told["evidence"] == "ABSENT"
+        assert told["beside"] in found.reason
         assert read_record(tmp_path / "run" / "trials" / name / "trial.json", Trial) == found
     # It stays so, and is not built again.
     selected, seen = chosen(tmp_path, again=True)

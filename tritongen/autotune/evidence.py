@@ -55,7 +55,7 @@ def doubt(trial: Trial) -> str | None:
     told, name = _told(trial), trial.candidate.id
     if told.get("evidence") == "OPAQUE":
         beside = told.get("beside", "there is no plan in FP32 to hold its outputs against")
-        return f"{name}: that it runs in {told.get('asked')} is not proven: {told.get('summary')}; {beside}"
+        return f"{name}: that it runs in {_asked(trial)} is not proven: {told.get('summary')}; {beside}"
     if told.get("evidence") == "PROVEN" and told.get("share", 1.0) < _LOW_SHARE:
         return f"{name}: only {told.get('summary')}"
     return None
@@ -87,19 +87,19 @@ def _weighed(search: Search, trial: Trial, trials: Sequence[Trial], goal: Goal) 
     found = [
         (other, alike)
         for other in trials
-        if other.candidate.precision is Precision.FP32 and _told(other).get("asked") != told.get("asked")
+        if other.candidate.precision is Precision.FP32 and _asked(other) != _asked(trial)
         if (alike := likeness(own, _reference(run.trial(other.candidate.id)))) is not None
     ]
     if not found:
         return trial
     same = [pair for pair in found if pair[1].equal and pair[1].telling]
     absent, (other, alike) = bool(same), (same or found)[0]
-    speed = _speed(trial, other, goal)
+    beside = f"{_outputs(other, alike)}, at {_speed(trial, other, goal)} its speed"
     changes: dict[str, Any] = {}
     if absent:
-        reason = f"{told['asked']} is not in it: every bit of its outputs is that of {other.candidate.id}"
-        changes = {"outcome": Outcome.FAILED, "reason": f"{reason}, at {speed} its speed ({told['summary']})"}
-    told = {**told, "beside": _beside(other, alike, speed), **({"evidence": "ABSENT"} if absent else {})}
+        reason = f"{_asked(trial)} is not in it: {beside} ({told.get('summary')})"
+        changes = {"outcome": Outcome.FAILED, "reason": reason}
+    told = {**told, "beside": beside, **({"evidence": "ABSENT"} if absent else {})}
     details = {**trial.artifact.details, "precision": told}
     changes["artifact"] = trial.artifact.model_copy(update={"details": details})
     new = trial.model_copy(update=changes)
@@ -110,21 +110,27 @@ def _weighed(search: Search, trial: Trial, trials: Sequence[Trial], goal: Goal) 
     return new
 
 
-def _beside(other: Trial, alike: Likeness, speed: str) -> str:
+def _outputs(other: Trial, alike: Likeness) -> str:
     name = other.candidate.id
+    if alike.equal and alike.telling:
+        return f"every bit of its outputs is that of {name}"
     if alike.equal:
-        words = f"its outputs equal those of {name}, and are too round to tell"
-    else:
-        words = f"its outputs differ from those of {name} by {100 * alike.distance:.2g} % (relative L2)"
-        if alike.distance < _AS_NEAR_AS_FP32:
-            words += ", no more than those of two FP32 builds may"
-    return f"{words}, at {speed} its speed"
+        return f"its outputs equal those of {name}, and are too round to tell"
+    words = f"its outputs differ from those of {name} by {100 * alike.distance:.2g} % (relative L2)"
+    if alike.distance < _AS_NEAR_AS_FP32:
+        words += ", no more than those of two FP32 builds may"
+    return words
 
 
 def _speed(trial: Trial, other: Trial, goal: Goal) -> str:
     if not trial.curve or not other.curve:
         return "an unmeasured share of"
     return f"{judge(trial, goal).score / max(judge(other, goal).score, 1e-9):.2f} ×"
+
+
+def _asked(trial: Trial) -> str:
+    """`tf32`, or the candidate's precision."""
+    return str(_told(trial).get("asked", trial.candidate.precision))
 
 
 def _told(trial: Trial) -> dict[str, Any]:
