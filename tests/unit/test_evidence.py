@@ -11,7 +11,7 @@ import pytest
 from tests import models
 from tests.repository_models import MACHINE
 from tritongen.autotune import trials
-from tritongen.autotune.evidence import doubt, likeness
+from tritongen.autotune.evidence import Likeness, doubt, likeness, outputs_text
 from tritongen.autotune.stages import Setting
 from tritongen.autotune.winner import SelectedModel, choose_winner
 from tritongen.runs.events import Event
@@ -72,6 +72,25 @@ def test_a_small_share_and_an_unproven_precision_are_said_of_the_winner() -> Non
     opaque = doubt(trial(evidence="OPAQUE", summary="1 fused"))
     assert "int8 is not proven: 1 fused; there is no plan in FP32" in str(opaque)
     assert doubt(trial().model_copy(update={"artifact": None})) is None
+
+
+@pytest.mark.parametrize(
+    ("alike", "words"),
+    [
+        (Likeness(equal=True, telling=True, distance=0.0), "every bit of its outputs is that of c"),
+        (
+            Likeness(equal=True, telling=False, distance=0.0),
+            "its outputs equal those of c, and are too round",
+        ),
+        (Likeness(equal=False, telling=True, distance=1e-3), "differ from those of c by 0.1 % (relative L2)"),
+        (
+            Likeness(equal=False, telling=True, distance=2e-7),
+            "2e-05 % (relative L2), no more than those of two",
+        ),
+    ],
+)
+def test_what_outputs_say_is_told_in_words(alike: Likeness, words: str) -> None:
+    assert words in outputs_text(trial(), alike)
 
 
 def chosen(folder: Path, *, again: bool = False) -> tuple[SelectedModel, list[Event]]:

@@ -94,7 +94,7 @@ def _weighed(search: Search, trial: Trial, trials: Sequence[Trial], goal: Goal) 
         return trial
     same = [pair for pair in found if pair[1].equal and pair[1].telling]
     absent, (other, alike) = bool(same), (same or found)[0]
-    beside = f"{_outputs(other, alike)}, at {_speed(trial, other, goal)} its speed"
+    beside = f"{outputs_text(other, alike)}, at {_speed(trial, other, goal)} its speed"
     changes: dict[str, Any] = {}
     if absent:
         reason = f"{_asked(trial)} is not in it: {beside} ({told.get('summary')})"
@@ -110,7 +110,8 @@ def _weighed(search: Search, trial: Trial, trials: Sequence[Trial], goal: Goal) 
     return new
 
 
-def _outputs(other: Trial, alike: Likeness) -> str:
+def outputs_text(other: Trial, alike: Likeness) -> str:
+    """How the outputs compare with another trial's, as a clause."""
     name = other.candidate.id
     if alike.equal and alike.telling:
         return f"every bit of its outputs is that of {name}"
