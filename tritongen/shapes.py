@@ -134,11 +134,7 @@ def resolve_inputs(
     """
     for texts, flag in ((shapes, "--shape"), (ranges, "--range")):
         check_input_names(texts, [spec.name for spec in graph.inputs], flag)
-    given = {
-        spec.name: _given_axes(spec, shapes[spec.name], graph) for spec in graph.inputs if spec.name in shapes
-    }
-    symbols = {dim: axes[axis] for spec in graph.inputs if (axes := given.get(spec.name))
-               for axis, dim in enumerate(spec.shape) if isinstance(dim, str) and dim != "?"}  # fmt: skip
+    given, symbols = _given_sizes(graph, shapes)
     resolved, missing = [], []
     for spec in graph.inputs:
         axes, source = _sizes(spec, given.get(spec.name), symbols, dataset, graph)
@@ -151,8 +147,20 @@ def resolve_inputs(
         values, origin = _value_range(spec, ranges.get(spec.name), dataset, graph)
         resolved.append(ResolvedInput(spec, low, usual, high, values, source, origin))
     if missing:
-        raise _missing_shapes(missing, graph)
+        raise _missing_shapes(missing, graph, shapes)
     return tuple(resolved)
+
+
+def _given_sizes(
+    graph: Graph, shapes: Mapping[str, str]
+) -> tuple[dict[str, list[Sizes | None]], dict[str, Sizes | None]]:
+    """The sizes that the texts give: by input, and by the name of the axis."""
+    given = {
+        spec.name: _given_axes(spec, shapes[spec.name], graph) for spec in graph.inputs if spec.name in shapes
+    }
+    symbols = {dim: axes[axis] for spec in graph.inputs if (axes := given.get(spec.name))
+               for axis, dim in enumerate(spec.shape) if isinstance(dim, str) and dim != "?"}  # fmt: skip
+    return given, symbols
 
 
 def check_input_names(texts: Iterable[str], names: Sequence[str], flag: str) -> None:
@@ -319,10 +327,13 @@ def _given_range(spec: TensorSpec, text: str) -> tuple[int, int]:
     return values
 
 
-def _missing_shapes(missing: Iterable[TensorSpec], graph: Graph) -> MissingInputError:
+def _missing_shapes(
+    missing: Iterable[TensorSpec], graph: Graph, shapes: Mapping[str, str]
+) -> MissingInputError:
     specs = list(missing)
     sources = dict.fromkeys(proposal_source(spec, graph) for spec in specs)
-    flags = " ".join(f"--shape '{propose_shape(spec, graph)}'" for spec in specs)
+    known = known_sizes(graph, shapes)
+    flags = " ".join(f"--shape '{propose_shape(spec, graph, known)}'" for spec in specs)
     return MissingInputError(
         "sizes are missing for the dynamic axes of " + ", ".join(f"'{spec.name}'" for spec in specs),
         found="; ".join(str(spec) for spec in specs),
@@ -331,9 +342,16 @@ def _missing_shapes(missing: Iterable[TensorSpec], graph: Graph) -> MissingInput
     )
 
 
-def lacks_sizes(spec: TensorSpec, graph: Graph) -> bool:
-    """Whether the input has dynamic axes besides the batch."""
-    return any(axis > 0 or not graph.batched for axis in spec.dynamic_axes)
+def known_sizes(graph: Graph, shapes: Mapping[str, str]) -> dict[object, str]:
+    """The sizes of dynamic axes by their names, as texts, that `shapes` of some inputs tell for all."""
+    symbols = _given_sizes(graph, shapes)[1]
+    return {name: _axis_text(sizes) for name, sizes in symbols.items() if sizes is not None}
+
+
+def lacks_sizes(spec: TensorSpec, graph: Graph, shapes: Mapping[str, str]) -> bool:
+    """Whether an axis besides the batch is dynamic, and `shapes` tell no size for it or its name."""
+    given, symbols = _given_sizes(graph, shapes)
+    return None in _sizes(spec, given.get(spec.name), symbols, None, graph)[0]
 
 
 def lacks_range(spec: TensorSpec, graph: Graph) -> bool:

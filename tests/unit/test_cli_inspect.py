@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import click
+import onnx
 import pytest
 import yaml
 
@@ -107,19 +109,43 @@ def test_inspect_refuses_bad_flags(detector: Path, encoder: Path, capsys: Captur
 
 def test_init_writes_a_spec_that_loads_back(detector: Path, encoder: Path, capsys: Captured) -> None:
     assert run(["init", "detector.onnx", "encoder.onnx"]) == 0
-    assert "wrote tritongen.yaml" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "wrote tritongen.yaml; it only guesses for images, ids (behind '#')" in told
     spec = load_spec(Path("tritongen.yaml"))
     assert {name: entry.path for name, entry in spec.models.items()} == {
         "detector": Path("detector.onnx"),
         "encoder": Path("encoder.onnx"),
     }
+    assert not spec.models["detector"].shapes  # a guess must not overrule data, nor be measured unseen
+    text = Path("tritongen.yaml").read_text(encoding="utf-8")
+    assert "    # shapes:\n" in text
+    assert "    #   images: 3x640x640\n" in text
+    assert '    #   ids: "128"\n' in text
+    Path("tritongen.yaml").write_text(
+        re.sub("^    # (shapes:|  images:|  ids:)", r"    \1", text, flags=re.MULTILINE), encoding="utf-8"
+    )
+    spec = load_spec(Path("tritongen.yaml"))
     assert spec.models["detector"].shapes == {"images": "3x640x640"}
     assert spec.models["encoder"].shapes == {"ids": "128"}
-    text = Path("tritongen.yaml").read_text(encoding="utf-8")
     assert "# input  images: float32[batch, 3, height, width]" in text
     assert "# ids: 0..49, as the graph tells" in text
     assert "# a guess, since nothing in the model tells: usual for detectors" in text
     assert "yaml-language-server" not in text
+
+
+def test_init_leaves_axes_of_the_same_name_to_the_shape_that_was_given(tmp_path: Path) -> None:
+    """Sizes for `mask` in the file would keep `build` from taking those of `ids`."""
+    nodes = [onnx.helper.make_node("Add", ["ids", "mask"], ["sum"]),
+             onnx.helper.make_node("Identity", ["past"], ["same"])]  # fmt: skip
+    inputs = [models.value("ids", ["batch", "seq"]), models.value("mask", ["batch", "seq"]),
+              models.value("past", ["batch", "seq", "width"])]  # fmt: skip
+    outputs = [models.value("sum", ["batch", "seq"]), models.value("same", ["batch", "seq", "width"])]
+    save(models.model(nodes, inputs, outputs), tmp_path / "pair.onnx")
+    assert run(["init", "pair.onnx", "--shape", "ids=8..32..64"]) == 0
+    assert load_spec(Path("tritongen.yaml")).models["pair"].shapes == {"ids": "8..32..64"}
+    text = Path("tritongen.yaml").read_text(encoding="utf-8")
+    assert "mask:" not in text.partition("shapes:")[2]
+    assert "    #   past: 8..32..64x64\n" in text
 
 
 def test_the_keys_behind_comments_are_right(detector: Path) -> None:
@@ -203,7 +229,7 @@ def test_names_that_yaml_would_misread_are_quoted(tmp_path: Path) -> None:
     proto = models.convolutional(size="any")
     proto.graph.input[0].name = proto.graph.node[0].input[0] = "no: #1"
     save(proto, tmp_path / "yes.onnx")
-    assert run(["init", "0123.onnx", "yes.onnx"]) == 0
+    assert run(["init", "0123.onnx", "yes.onnx", "--shape", "no: #1=3x8x8"]) == 0
     spec = load_spec(Path("tritongen.yaml"))
     assert list(spec.models) == ["0123", "yes"]
     assert list(spec.models["yes"].shapes) == ["no: #1"]

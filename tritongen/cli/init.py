@@ -27,7 +27,8 @@ Examples:
 SCHEMA_NAME = "tritongen.schema.json"
 
 _HEAD = """\
-# What tritongen should do. Keys behind '#' show defaults or examples; paths count from this file's folder.
+# What tritongen should do. Keys behind '#' show defaults, examples or guesses.
+# Paths count from this file's folder.
 # Every key: `tritongen schema spec --markdown`. Next: `tritongen build {file}`
 
 # repository: model_repository
@@ -90,7 +91,13 @@ def command(  # noqa: PLR0917 - click passes every option by name
         click.echo(text, nl=False)
         return
     _write(output, text, schema=schema)
-    click.echo(f"wrote {output}; look at it, then: tritongen build {shlex.quote(str(output))}")
+    names = [name for graph in graphs.values() for name in _left_open(graph, shapes, ranges)]
+    todo = (
+        f"it only guesses for {', '.join(names)} (behind '#'): put that in, or data"
+        if names
+        else "look at it"
+    )
+    click.echo(f"wrote {output}; {todo}, then: tritongen build {shlex.quote(str(output))}")
 
 
 def _check_output(output: Path, *, force: bool) -> None:
@@ -160,36 +167,62 @@ def _check_flags(graphs: dict[str, Graph], shapes: dict[str, str], ranges: dict[
 
 
 def _shape_lines(graph: Graph, given: dict[str, str]) -> list[str]:
-    from tritongen.graph.proposals import proposal_source, propose_shape
-    from tritongen.shapes import lacks_sizes
+    """`shapes:`; guesses stand behind '#', since sizes in the file overrule what data tell."""
+    from tritongen.graph.proposals import is_guess, proposal_source, propose_shape
+    from tritongen.shapes import known_sizes, lacks_sizes
 
-    lines = []
+    lines, guesses = [], []
+    known = known_sizes(graph, given)
     for spec in graph.inputs:
         if spec.name in given:
             lines.append(f"      {_text(spec.name)}: {_text(given[spec.name])}")
-        elif lacks_sizes(spec, graph):
-            proposal = _text(propose_shape(spec, graph).rpartition("=")[2])
-            lines.append(f"      # {proposal_source(spec, graph)}; put in your sizes, or min..opt..max")
-            lines.append(f"      {_text(spec.name)}: {proposal}")
-    return ["    shapes:", *lines] if lines else []
+        elif lacks_sizes(spec, graph, given):
+            proposal = _text(propose_shape(spec, graph, known).rpartition("=")[2])
+            source, entry = proposal_source(spec, graph), f"{_text(spec.name)}: {proposal}"
+            if is_guess(spec, graph):
+                guesses += [f"    #   # {source}; put in your sizes, or min..opt..max", f"    #   {entry}"]
+            else:
+                lines += [f"      # {source}; put in your sizes, or min..opt..max", f"      {entry}"]
+    return _section("shapes", lines, guesses)
 
 
 def _range_lines(graph: Graph, given: dict[str, str]) -> list[str]:
+    """`ranges:`, guesses behind '#' as well, and what the graph tells."""
     from tritongen.graph.proposals import propose_range
     from tritongen.shapes import lacks_range
 
-    lines, known = [], []
+    lines, guesses, known = [], [], []
     for spec in graph.inputs:
         if spec.name in given:
             lines.append(f"      {_text(spec.name)}: {_text(given[spec.name])}")
         elif lacks_range(spec, graph):
-            lines.append(
-                f"      {_text(spec.name)}: {propose_range(spec)}  # a guess: put in the valid values"
+            guesses.append(
+                f"    #   {_text(spec.name)}: {propose_range(spec)}  # a guess: put in the valid values"
             )
         elif spec.name in graph.value_ranges:
             low, high = graph.value_ranges[spec.name]
             known.append(f"    # {spec.name}: {low}..{high}, as the graph tells")
-    return known + (["    ranges:", *lines] if lines else [])
+    return known + _section("ranges", lines, guesses)
+
+
+def _left_open(graph: Graph, shapes: dict[str, str], ranges: dict[str, str]) -> list[str]:
+    """The inputs whose sizes or values are guesses: the spec leaves them to the user, or to data."""
+    from tritongen.graph.proposals import is_guess
+    from tritongen.shapes import lacks_range, lacks_sizes
+
+    return [
+        spec.name
+        for spec in graph.inputs
+        if (lacks_sizes(spec, graph, shapes) and is_guess(spec, graph))
+        or (spec.name not in ranges and lacks_range(spec, graph))
+    ]
+
+
+def _section(key: str, lines: list[str], guesses: list[str]) -> list[str]:
+    """A key with its lines; one that holds only guesses is behind '#' itself."""
+    if not lines + guesses:
+        return []
+    return [f"    {key}:" if lines else f"    # {key}:", *lines, *guesses]
 
 
 def _relative(path: Path, folder: Path) -> str:

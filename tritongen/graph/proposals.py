@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tritongen.graph import Graph
 from tritongen.tensors import TensorSpec
 
 
-def propose_shape(spec: TensorSpec, graph: Graph) -> str:
-    """A plausible `name=sizes` for the input, per item where the model batches."""
+def propose_shape(spec: TensorSpec, graph: Graph, known: Mapping[object, str] | None = None) -> str:
+    """A plausible `name=sizes` for the input, per item where the model batches.
+
+    `known`: sizes of dynamic axes by their names, where other inputs have told them.
+    """
     axes = range(1 if graph.batched else 0, spec.rank)
-    return f"{spec.name}=" + ("x".join(str(_propose_size(spec, axis, graph)) for axis in axes) or "1")
+    sizes = ((known or {}).get(spec.shape[axis]) or str(_propose_size(spec, axis, graph)) for axis in axes)
+    return f"{spec.name}=" + ("x".join(sizes) or "1")
+
+
+def is_guess(spec: TensorSpec, graph: Graph) -> bool:
+    """Whether nothing in the model tells the sizes of `propose_shape`."""
+    return graph.image_size is None or not _is_picture(spec, graph)
 
 
 def proposal_source(spec: TensorSpec, graph: Graph) -> str:
     """Where the sizes of `propose_shape` come from, in words."""
+    if not is_guess(spec, graph):
+        return "from the model's metadata (imgsz)"
     if not _is_picture(spec, graph):
         return "a guess, since nothing in the model tells"
-    if graph.image_size is not None:
-        return "from the model's metadata (imgsz)"
     if graph.unusable_image_size is not None:
         return (
             f"a guess: imgsz in the model's metadata is {graph.unusable_image_size[:40]!r}, "
