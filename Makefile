@@ -16,7 +16,7 @@ SPREAD := --dist loadfile --no-loadscope-reorder
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## train a model, build, serve, load test, verdict: under 3 minutes beside the downloads
+demo: $(VENV)/.demo ## train a model, build, serve, load test, verdict: a few minutes beside the downloads
 	@$(BIN)/python examples/digits/demo.py
 
 test: $(VENV)/.dev ## environment and the whole test suite

@@ -32,6 +32,7 @@ WINDOW = ("--min-duration", "15s", "--max-duration", "45s")
 """A verdict on P99 needs 2500 requests at least; on a restless machine more."""
 QUICK_WINDOW = ("--duration", "3s")
 PROMISE = "p99<=100ms"
+"""That of tritongen.yaml."""
 TRITON_PORTS = (8000, 8001, 8002)
 """Triton's own HTTP, gRPC and metrics ports."""
 
@@ -129,7 +130,8 @@ def load_test(ports: dict[str, int], window: tuple[str, ...]) -> int:
     say(
         "4. Load test",
         f"{RATE} requests arrive per second, at random moments, whether or not earlier answers are back; "
-        f"each latency counts from the moment its request was due. The promise: {PROMISE}.",
+        f"each latency counts from the moment its request was due. The promise, as in {SPEC.name}: "
+        f"{PROMISE}.",
     )
     command = ["loadtest", "digits", "--url", f"grpc://127.0.0.1:{ports['grpc']}"]
     command += ["--rate", str(RATE), *window, "--slo", PROMISE]

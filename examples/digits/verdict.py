@@ -1,50 +1,55 @@
-"""Whether INT8 was worth it on this machine: one sentence from a build's records, with its numbers."""
+"""Whether INT8 was worth it on this machine: one sentence with the figures of the build's record."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tritongen.runs.records import LatencyPoint, Outcome, Selection, Trial
+from tritongen.runs.build import ModelBuild
+from tritongen.runs.records import Outcome, Tradeoff, Trial
 from tritongen.runs.store import RunDirectory, read_record
 from tritongen.spec import Precision
 
 
 def int8_verdict(run: Path) -> str:
     """INT8 against FP32, from the run directory of one model."""
-    directory = RunDirectory(run)
-    selection = read_record(directory.selection, Selection)
-    trials = [read_record(path, Trial) for path in sorted((run / "trials").glob("*/trial.json"))]
-    return tell(trials, selection)
+    return tell(read_record(RunDirectory(run).result, ModelBuild))
 
 
-def tell(trials: list[Trial], selection: Selection) -> str:
+def tell(build: ModelBuild) -> str:
     """Which of the three happened: INT8 won, INT8 lost on speed, INT8 was not accurate enough."""
-    int8 = [trial for trial in trials if trial.candidate.precision is Precision.INT8]
-    winner = next(trial for trial in trials if trial.candidate.id == selection.winner)
-    fp32 = next((trial for trial in trials if trial.candidate.precision is Precision.FP32), winner)
-    passed = [trial for trial in int8 if trial.outcome is Outcome.PASSED and trial.curve]
-    if winner in passed:
-        return f"INT8 won: {_speeds(winner, fp32, selection)}, {_accuracies(winner)}."
+    trials = {trial.candidate.id: trial for trial in build.trials}
+    int8 = [trial for trial in build.trials if trial.candidate.precision is Precision.INT8]
+    measured = {one.candidate: one for one in build.tradeoffs}
+    passed = [
+        measured[trial.candidate.id]
+        for trial in int8
+        if trial.outcome is Outcome.PASSED and trial.candidate.id in measured
+    ]
     if passed:
-        best = max(passed, key=lambda trial: _peak(trial).throughput)
-        return (
-            f"INT8 passed the gate and lost on speed: {_speeds(best, fp32, selection)}, {_accuracies(best)}."
-        )
+        winner = build.selection.winner if build.selection else None
+        won = next((one for one in passed if one.candidate == winner), None)
+        best = won or max(passed, key=lambda one: one.throughput)
+        what = "INT8 won" if won else "INT8 passed the gate and lost on speed"
+        return f"{what}: {_speeds(best, build)}, {_accuracies(trials[best.candidate])}."
     if int8:
         closest = min(int8, key=_loss)
         return f"INT8 lost: none of {len(int8)} candidates passed the accuracy gate; {_accuracies(closest)}."
     return "INT8 was not tried."
 
 
-def _speeds(one: Trial, other: Trial, selection: Selection) -> str:
-    for pair in selection.comparisons:  # measured in alternation: this is what the selection went by
-        if pair.candidate == one.candidate.id and "fp32" in pair.against:
-            return f"{pair.ratio:.2f} times FP32's inferences/s, measured in alternation"
-    a, b = _peak(one), _peak(other)
-    return (
-        f"{a.throughput:,.0f} inferences/s at batch {a.batch_size} against FP32's {b.throughput:,.0f} at "
-        f"batch {b.batch_size} ({a.throughput / b.throughput:.2f} times)"
-    )
+def _speeds(one: Tradeoff, build: ModelBuild) -> str:
+    """The figures of the build's table; where the two were measured in alternation, that ratio as well."""
+    fp32 = {trial.candidate.id for trial in build.trials if trial.candidate.precision is Precision.FP32}
+    other = next((each for each in build.tradeoffs if each.candidate in fp32 and each.passed), None)
+    if other is None:
+        return f"{one.throughput:,.0f} inferences/s"
+    text = f"{one.throughput:,.0f} inferences/s against FP32's {other.throughput:,.0f} in the table"
+    ratio = one.throughput / other.throughput
+    for pair in build.selection.comparisons if build.selection else ():
+        if {pair.candidate, pair.against} == {one.candidate, other.candidate}:
+            ratio = pair.ratio if pair.candidate == one.candidate else 1 / pair.ratio
+            return f"{text}, and {ratio:.2f} times FP32's measured in alternation, which counts"
+    return f"{text} ({ratio:.2f} times)"
 
 
 def _accuracies(trial: Trial) -> str:
@@ -55,10 +60,6 @@ def _accuracies(trial: Trial) -> str:
         f"{accuracy.metric} {accuracy.value:.2%} on the held-out data against FP32's "
         f"{accuracy.reference_value:.2%} (the gate allows a loss of {accuracy.limit:g})"
     )
-
-
-def _peak(trial: Trial) -> LatencyPoint:
-    return max(trial.curve, key=lambda point: point.throughput)
 
 
 def _loss(trial: Trial) -> float:

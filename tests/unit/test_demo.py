@@ -10,18 +10,21 @@ from types import ModuleType
 
 import pytest
 
+from tritongen.runs.build import ModelBuild
 from tritongen.runs.records import (
     Accuracy,
     Candidate,
+    Comparison,
     LatencyPoint,
     Loser,
     Machine,
     Outcome,
     Selection,
+    Tradeoff,
     Trial,
 )
 from tritongen.serving.ports import free_ports
-from tritongen.spec import Precision
+from tritongen.spec import Precision, load_spec
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
@@ -71,8 +74,9 @@ def _trial(precision: Precision, throughput: float, value: float) -> Trial:
     )
 
 
-def _selection(winner: str) -> Selection:
-    return Selection(
+def _build(trials: list[Trial], winner: str, *pairs: Comparison) -> ModelBuild:
+    """As the build records it: the point of the most throughput is ruled out by a promise."""
+    selection = Selection(
         objective="throughput",
         winner=f"onnxruntime-{winner}",
         reason="r",
@@ -82,6 +86,38 @@ def _selection(winner: str) -> Selection:
         max_batch_size=8,
         losers=(Loser(candidate="other", reason="r"),),
         runners_up=(),
+        comparisons=pairs,
+    )
+    compared = tuple(
+        Tradeoff(
+            candidate=trial.candidate.id,
+            error=0.0,
+            median_ms=1.0,
+            throughput=trial.curve[0].throughput,
+            batch_size=8,
+            passed=trial.outcome is Outcome.PASSED,
+            on_front=True,
+        )
+        for trial in trials
+    )
+    ruled_out = [
+        trial.model_copy(
+            update={
+                "curve": (
+                    *trial.curve,
+                    trial.curve[0].model_copy(update={"batch_size": 64, "throughput": 9_999.0}),
+                )
+            }
+        )
+        for trial in trials
+    ]
+    return ModelBuild(
+        name="digits",
+        status="built",
+        seconds=1.0,
+        selection=selection,
+        trials=tuple(ruled_out),
+        tradeoffs=compared,
     )
 
 
@@ -93,17 +129,48 @@ def _selection(winner: str) -> Selection:
         (3000.0, 0.900, "fp32", ["none of 1 candidates passed", "90.00%", "99.00%", "a loss of 1"]),
     ],
 )
-def test_sentence(
+def test_the_sentence_has_the_figures_of_the_table(
     verdict: ModuleType, throughput: float, value: float, winner: str, expected: list[str]
 ) -> None:
     trials = [_trial(Precision.FP32, 2000.0, 0.99), _trial(Precision.INT8, throughput, value)]
-    sentence = verdict.tell(trials, _selection(winner))
+    sentence = verdict.tell(_build(trials, winner))
     assert all(part in sentence for part in expected), sentence
+    assert "9,999" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ratio"), [("int8", "fp32", 1.7), ("fp32", "int8", 1 / 1.7), ("int8", "fp16", 9.0)]
+)
+def test_a_ratio_in_alternation_is_that_of_these_two(
+    verdict: ModuleType, one: str, other: str, ratio: float
+) -> None:
+    trials = [_trial(Precision.FP32, 2000.0, 0.99), _trial(Precision.INT8, 3000.0, 0.985)]
+    pair = Comparison(
+        candidate=f"onnxruntime-{one}",
+        against=f"onnxruntime-{other}",
+        batch_size=8,
+        against_batch_size=8,
+        rounds=9,
+        ratio=ratio,
+        low=ratio,
+        high=ratio,
+    )
+    sentence = verdict.tell(_build(trials, "int8", pair))
+    assert ("1.70 times FP32's measured in alternation" in sentence) == (other != "fp16"), sentence
+    assert ("(1.50 times)" in sentence) == (other == "fp16"), sentence
 
 
 def test_not_tried(verdict: ModuleType) -> None:
     trials = [_trial(Precision.FP32, 2000.0, 0.99)]
-    assert verdict.tell(trials, _selection("fp32")) == "INT8 was not tried."
+    assert verdict.tell(_build(trials, "fp32")) == "INT8 was not tried."
+
+
+def test_the_load_test_is_of_the_promise_that_the_model_was_built_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    demo = _example("demo", monkeypatch)
+    (model,) = load_spec(DIGITS / "tritongen.yaml").models.values()
+    assert list(map(str, model.slo)) == [demo.PROMISE]
 
 
 def test_ports_are_tritons_own_if_all_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
