@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tritongen.loadtest import monitor
 from tritongen.loadtest.explain import RULES, Knobs, Scene, bottleneck, waterfall
 from tritongen.loadtest.looks import early_times, look_sizes, plan_times
-from tritongen.loadtest.monitor import parse_gauges, summarize_gauges
+from tritongen.loadtest.monitor import Monitor, parse_gauges, summarize_gauges
 from tritongen.loadtest.plan import make_plan
 from tritongen.loadtest.schedule import Schedule, open_loop
 from tritongen.loadtest.settings import Settings
 from tritongen.runs.loadtest import GpuFigures, ServerFigures, Waterfall
+from tritongen.serving.control import connect
 from tritongen.slo import parse_slo
 
 PARTS = (
@@ -111,6 +117,43 @@ def test_gpu_metrics() -> None:
     assert (gpu.power_w_mean, gpu.memory_bytes) == (150, 3e9)
     assert summarize_gauges([]) == ()
     assert parse_gauges("nonsense") == {}
+
+
+@pytest.mark.parametrize(("counts", "anew"), [([100, 5, 400], True), ([100, 100, 150, 400], False)])
+def test_counts_are_seen_to_fall_in_between(
+    monkeypatch: pytest.MonkeyPatch, counts: list[int], *, anew: bool
+) -> None:
+    """A server restarts in the window; at its end the new counts have passed the old ones."""
+    monkeypatch.setattr(monitor, "_PERIOD_S", 0.05)
+    told = iter([*counts, *counts[-1:] * 10_000])
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"model_stats": [{"version": "1", "inference_count": next(told)}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        watched = Monitor(connect(f"http://127.0.0.1:{server.server_port}"), "m", "", metrics_url=None)
+        begin = time.monotonic_ns()
+        end = begin + 10**9
+        watched.start([begin, end])
+        while watched.statistics(end) is None:
+            time.sleep(0.05)
+        watched.stop()
+        server.shutdown()
+    before, after = watched.statistics(begin), watched.statistics(end)
+    assert before is not None
+    assert after is not None
+    assert (before.inference_count, after.inference_count) == (100, 400)
+    assert after.continues(before)
+    assert watched.begun_anew is anew
 
 
 @pytest.mark.parametrize(

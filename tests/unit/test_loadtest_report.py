@@ -18,7 +18,7 @@ from tritongen.loadtest.target import ServedModel, parse_address
 from tritongen.report.loadtest import render
 from tritongen.repository.manifest import InputEntry, Manifest
 from tritongen.runs.loadtest import LoadOutcome, LoadReport
-from tritongen.serving.statistics import ModelStatistics, Timing
+from tritongen.serving.statistics import BatchStatistics, ModelStatistics, Timing
 from tritongen.slo import parse_slo
 
 MODEL = ServedModel("digits", "", (), ("y",), True, 8, True, "triton 2.51.0")  # noqa: FBT003
@@ -58,9 +58,13 @@ def report(
     return make_report(settings, subject, Measurement(**{**fields, **changes}), server_gone=None)
 
 
+def executions(batch_size: int, count: int) -> BatchStatistics:
+    return BatchStatistics(batch_size, Timing(count, count), Timing(count, count), Timing(count, count))
+
+
 def test_others_who_use_the_model_are_noted() -> None:
     assert not any("others used" in note for note in report("p99<=20ms").notes)
-    busy = ModelStatistics("digits", "1", inference_count=16_000, execution_count=9000)
+    busy = ModelStatistics("digits", "1", inference_count=16_000, execution_count=9000, success=Timing(8000))
     (note,) = (note for note in report("p99<=20ms", after=busy).notes if "others used" in note)
     assert "counted 16000 inferences in the window, at most 11000 of them of this test" in note
 
@@ -135,6 +139,37 @@ def test_counts_that_began_anew_explain_nothing(after: ModelStatistics) -> None:
     assert "the server was restarted" in render(found)
     assert "limit " not in render(found)
     assert ("version 1 at its beginning, 2 at its end" in render(found)) == (after.version == "2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"begun_anew": True}, "the server was restarted in it, or loaded the model again"),
+        (
+            {"after": ModelStatistics("digits", "1", 2000, 1900, Timing(1000, 10**9))},
+            "the server counted 1000 answers in it and gave 5500; it was restarted",
+        ),
+        (
+            {"after": ModelStatistics("digits", "1", 10_800, 1200, Timing(5400, 10**9))},
+            "9 inferences an execution, and max_batch_size is 8",
+        ),
+        (
+            {
+                "before": ModelStatistics("digits", "1", batches=(executions(1, 700), executions(2, 9))),
+                "after": ModelStatistics(
+                    "digits", "1", 10_800, 2700, Timing(5400, 10**9), batches=(executions(1, 600),)
+                ),
+            },
+            "the server was restarted in it, or loaded the model again",
+        ),
+    ],
+)
+def test_counts_that_cannot_be_true_explain_nothing(changes: dict[str, Any], why: str) -> None:
+    """New counts that have passed the old ones by the end of the window look as if they went on."""
+    found = report("p99<=20ms", **changes)
+    assert (found.server_figures, found.waterfall, found.bottleneck) == (None, None, None)
+    assert found.server_figures_note is not None
+    assert f"no statistics of the window: {why}" in found.server_figures_note
 
 
 def test_a_stopped_run_is_marked() -> None:

@@ -1,4 +1,4 @@
-"""Asks the server for its counts at the edges of the window, and its GPUs every second, beside the run."""
+"""Asks the server for its counts at the edges of the window and in between, and its GPUs, beside the run."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ class Monitor:
         self._metrics_url = metrics_url
         self._edges: list[int] = []
         self._taken: dict[int, ModelStatistics | None] = {}
+        self._last: ModelStatistics | None = None
+        self._begun_anew = False
         self._gauges: list[tuple[int, Gauges]] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self, edges_ns: Sequence[int]) -> None:
-        """Take the counts at these times (CLOCK_MONOTONIC), and gauges all along."""
+        """Take the counts at these times (CLOCK_MONOTONIC) and, to see them fall, every second in between."""
         self._edges = sorted(edges_ns)
         self._thread.start()
 
@@ -53,9 +55,17 @@ class Monitor:
     def now(self) -> ModelStatistics | None:
         """The counts at this moment; only after `stop`."""
         try:
-            return self._control.statistics(self._model, self._version)
+            found = self._control.statistics(self._model, self._version)
         except TritongenError:
             return None
+        self._begun_anew |= self._last is not None and not found.continues(self._last)
+        self._last = found
+        return found
+
+    @property
+    def begun_anew(self) -> bool:
+        """Whether counts fell since the first edge: at the end, new ones may have passed the old ones."""
+        return self._begun_anew
 
     def gpus(self, start_ns: int, end_ns: int) -> tuple[GpuFigures, ...]:
         """What the GPUs did in [start_ns, end_ns)."""
@@ -63,19 +73,19 @@ class Monitor:
 
     def _run(self) -> None:
         edges = list(self._edges)
-        next_gauge_ns = time.monotonic_ns()
-        while not self._end.is_set():
+        next_ns = time.monotonic_ns()
+        while edges and not self._end.is_set():
             now = time.monotonic_ns()
-            if edges and now >= edges[0]:
+            if now >= edges[0]:
                 self._taken[edges.pop(0)] = self.now()
-            elif self._metrics_url and now >= next_gauge_ns:
-                next_gauge_ns = now + round(_PERIOD_S * 1e9)
-                self._read_gauges(now)
+            elif now >= next_ns:
+                next_ns = now + round(_PERIOD_S * 1e9)
+                if self._last is not None:  # else it is the warm-up, or the server has none
+                    self.now()
+                if self._metrics_url:
+                    self._read_gauges(now)
             else:
-                due = [*edges[:1], *([next_gauge_ns] if self._metrics_url else [])]
-                if not due:
-                    return
-                self._end.wait(max(0.0, (min(due) - now) / 1e9))
+                self._end.wait((min(edges[0], next_ns) - now) / 1e9)
 
     def _read_gauges(self, now: int) -> None:
         try:

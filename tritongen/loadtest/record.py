@@ -19,6 +19,8 @@ from tritongen.serving.statistics import ModelStatistics
 
 _OTHERS, _SOME_MORE = 1.1, 20
 """The server's counts are taken a little before or after the edges of the window."""
+_FEWER = 0.5
+"""Of the answers in it: a busy machine takes the counts at its beginning late, but not by half of it."""
 _CLOSED_LOOP = (
     "closed loop: it sends less while the server is slow, so it hides queueing; test promises with --rate"
 )
@@ -58,6 +60,8 @@ class Measurement:
     after: ModelStatistics | None
     stopped: bool
     """By the user."""
+    begun_anew: bool = False
+    """The server's counts fell in between."""
     alpha: float = statistics.ALPHA
     """That each look may spend."""
     looks: tuple[LookResult, ...] = ()
@@ -77,13 +81,13 @@ def make_report(
     response_ms = measured.response_ms
     interval = statistics.percentile_interval(response_ms, 99)
     answers, items = summary.answers_in(measurement.samples, evidence.start_ns, evidence.end_ns)
-    figures = _figures(measurement)
+    own = _counted(measurement.samples, evidence, subject.own_requests)
+    figures, no_figures = _figures(measurement, len(own), subject.model.max_batch_size)
     last_look = [look_result(evidence, verdict, measurement.alpha)] if settings.slos else []
     percents = summary.percents_of(settings.slos)
     response, service, lag = (
         summary.latency(values, percents) for values in (response_ms, measured.service_ms, measured.lag_ms)
     )
-    own = _counted(measurement.samples, evidence, subject.own_requests)
     parts, bottleneck = _explained(settings, subject, own, figures)
     return LoadReport(
         model=subject.model.name,
@@ -114,7 +118,7 @@ def make_report(
         warm_up=evidence.warm_up,
         objectives=verdict.objectives,
         server_figures=figures,
-        server_figures_note=None if figures else _missing_figures(measurement),
+        server_figures_note=no_figures,
         waterfall=parts,
         bottleneck=bottleneck,
         looks=(*measurement.looks, *last_look),
@@ -197,23 +201,41 @@ def _explained(
     return parts, explain.bottleneck(scene)
 
 
-def _figures(measurement: Measurement) -> ServerFigures | None:
-    if measurement.before is None or measurement.after is None:
-        return None
-    if not measurement.after.continues(measurement.before):
-        return None
-    figures = summary.server_figures(measurement.before, measurement.after)
-    return figures.model_copy(update={"gpus": measurement.gpus})
+def _figures(
+    measurement: Measurement, answers: int, max_batch_size: int | None
+) -> tuple[ServerFigures | None, str | None]:
+    """The server's counts of the window, in which it gave `answers`; else why there are none to believe."""
+    before, after = measurement.before, measurement.after
+    if before is None or after is None:
+        return None, _missing_figures(measurement)
+    if measurement.begun_anew or not after.continues(before):
+        changed = before.version != after.version
+        versions = f"; version {before.version} at its beginning, {after.version} at its end"
+        return None, _BEGUN_ANEW + versions * changed
+    untrue = _contradiction(after - before, answers, max_batch_size)
+    if untrue is not None:
+        return None, f"no statistics of the window: {untrue}"
+    figures = summary.server_figures(before, after)
+    return figures.model_copy(update={"gpus": measurement.gpus}), None
+
+
+def _contradiction(window: ModelStatistics, answers: int, max_batch_size: int | None) -> str | None:
+    """Why counts that only grew cannot be those of the window all the same."""
+    counted = window.success.count
+    if counted < _FEWER * answers - _SOME_MORE:
+        return (
+            f"the server counted {counted} answers in it and gave {answers}; it was restarted or loaded the "
+            "model again, or several servers have this address"
+        )
+    if max_batch_size and window.mean_batch > max_batch_size:
+        return f"{window.mean_batch:.3g} inferences an execution, and max_batch_size is {max_batch_size}"
+    return None
 
 
 def _missing_figures(measurement: Measurement) -> str:
-    """Why there are no counts of the window."""
+    """Why there are no counts of the window's two edges."""
     if measurement.before is None and measurement.after is None:
         return _NO_FIGURES
-    if measurement.before is not None and measurement.after is not None:
-        old, new = measurement.before.version, measurement.after.version
-        changed = f"; version {old} at its beginning, {new} at its end" if old != new else ""
-        return _BEGUN_ANEW + changed
     if measurement.stopped and measurement.before is None:
         return "no statistics of the window: the run was stopped in its warm-up"
     edge = "beginning" if measurement.before is None else "end"

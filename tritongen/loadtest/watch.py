@@ -69,6 +69,7 @@ class Watch:
             before=self._monitor.statistics(window_ns),
             after=after,
             stopped=stopped,
+            begun_anew=self._monitor.begun_anew,
             alpha=alpha,
             looks=tuple(self._looks),
             gpus=self._monitor.gpus(window_ns, end_ns),

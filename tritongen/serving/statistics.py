@@ -36,6 +36,13 @@ class BatchStatistics:
     compute_infer: Timing
     compute_output: Timing
 
+    def continues(self, earlier: BatchStatistics) -> bool:
+        """Whether no figure went back."""
+        return all(
+            getattr(self, name).continues(getattr(earlier, name))
+            for name in ("compute_input", "compute_infer", "compute_output")
+        )
+
     def __sub__(self, earlier: BatchStatistics) -> BatchStatistics:
         return BatchStatistics(
             self.batch_size,
@@ -73,11 +80,13 @@ class ModelStatistics:
 
     def continues(self, earlier: ModelStatistics) -> bool:
         """Whether it still counts on from `earlier`: a load of the model or a restart begins at nothing."""
+        now = {batch.batch_size: batch for batch in self.batches}
         return (
             self.version == earlier.version
             and self.inference_count >= earlier.inference_count
             and self.execution_count >= earlier.execution_count
             and all(getattr(self, name).continues(getattr(earlier, name)) for name in TIMINGS)
+            and all(b.batch_size in now and now[b.batch_size].continues(b) for b in earlier.batches)
         )
 
     def __sub__(self, earlier: ModelStatistics) -> ModelStatistics:

@@ -28,6 +28,8 @@ _FOLDERS = (_PACKAGE / TEMPLATES, _PACKAGE.parent / TEMPLATES)
 MOUNT_PATH = "/models"
 CLAIM_FOLDER = "model_repository"
 """Where the repository lies in the claim."""
+CLAIM_COMPONENT = "models"
+"""By this label the claim can be applied alone, to fill it before any pod mounts it."""
 PORTS = (("http", 8000), ("grpc", 8001), ("metrics", 8002))
 QUEUE_METRIC = "triton_queue_time_us"
 DEFAULT_QUEUE_US = 10_000
@@ -62,7 +64,7 @@ class Settings:
     gpus: int | None = None
     """Per pod; None: 1 where there are plans, else 0."""
     claim_size: str | None = None
-    """None: three times the repository."""
+    """None: one and a half times the repository."""
     storage_class: str | None = None
     oci_volume: str | None = None
     """An image that holds the repository, instead of a claim."""
@@ -99,6 +101,7 @@ def adapter_rules() -> str:
 
 def _facts(manifests: Sequence[Manifest], settings: Settings) -> dict[str, Any]:
     """What the templates write."""
+    digest = _digest(manifests)
     selector = {"app.kubernetes.io/name": "triton", "app.kubernetes.io/instance": settings.name}
     labels = {**selector, "app.kubernetes.io/managed-by": "tritongen"}
     queue_us, reason = _queue(manifests, settings)
@@ -113,7 +116,7 @@ def _facts(manifests: Sequence[Manifest], settings: Settings) -> dict[str, Any]:
         "arguments": _arguments(settings),
         "ports": PORTS,
         "mount_path": MOUNT_PATH,
-        "models_digest": _digest(manifests),
+        "models_digest": digest,
         "affinity": _affinity(manifests),
         "uid": UID,
         "shm": _mebibytes(shm),
@@ -121,9 +124,11 @@ def _facts(manifests: Sequence[Manifest], settings: Settings) -> dict[str, Any]:
         "grace_seconds": _GRACE_S,
         "drain_seconds": _DRAIN_S,
         "startup_seconds": _STARTUP_S,
-        "claim": f"{settings.name}-models",
+        # One per state of the models: what pods have mounted is never written again, and they can go back to it.
+        "claim": f"{settings.name}-models-{digest}",
+        "claim_labels": {**labels, "app.kubernetes.io/component": CLAIM_COMPONENT},
         "claim_folder": CLAIM_FOLDER,
-        "claim_size": settings.claim_size or _mebibytes(3 * _repository_bytes(manifests)),
+        "claim_size": settings.claim_size or _mebibytes(math.ceil(1.5 * _repository_bytes(manifests))),
         "access_mode": "ReadWriteMany" if most > 1 else "ReadWriteOnce",
         "surges": most > 1 or settings.oci_volume is not None,
         "storage_class": settings.storage_class,
@@ -205,11 +210,6 @@ def _check(settings: Settings) -> None:
                 expected="lower case letters, digits and '-', at most 63, no '-' at either end",
                 fix=f"choose another --{what}",
             )
-    # The claim's name is the longest that is made from it.
-    if len(settings.name) > 63 - len("-models"):
-        raise SpecError(
-            f"'{settings.name}' is too long", expected="at most 56 characters", fix="shorten --name"
-        )
     if settings.claim_size is not None and not _QUANTITY.fullmatch(settings.claim_size):
         raise SpecError(
             f"'{settings.claim_size}' is no size", expected="a Kubernetes quantity", fix="write 10Gi, say"
