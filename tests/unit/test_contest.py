@@ -100,7 +100,8 @@ def test_what_leaders_of_two_precisions_showed_in_alternation_holds_for_their_eq
     assert asked[0] == "int8-c / fp32"
     assert chosen.winner == "int8-a"
     for name in ("fp32", "fp32-extended"):
-        assert "slower in alternation" in next(one.reason for one in chosen.losers if one.candidate == name)
+        told = next(one.reason for one in chosen.losers if one.candidate == name)
+        assert "there fp32 was 33.3 % slower than int8-c" in told
     equal, _ = settle(noisy, dict.fromkeys(names, 1.0))
     assert equal.winner == "fp32"
     # One pair is enough for the precision.
@@ -114,7 +115,25 @@ def test_a_sibling_does_not_win_by_its_curve_what_the_leader_lost_in_alternation
     chosen = choose(trials, comparisons=[in_alternation("int8-a", "fp32", 0.99)])
     assert chosen.winner == "fp32"
     sibling = next(one.reason for one in chosen.losers if one.candidate == "int8-b")
-    assert "1.0 % slower in alternation (int8-a against fp32) than fp32: not beyond noise" in sibling
+    assert sibling.partition(", ")[2] == (  # its own curve's figure; what was compared was another
+        "9.6 % faster than fp32 by the curves (this pair was not compared in alternation; there int8-a was "
+        "1.0 % slower than fp32): not beyond noise (×0.98 to ×1.00 there), so the more exact candidate is kept"
+    )
+
+
+def test_only_what_was_compared_itself_is_told_with_a_ratio_in_alternation() -> None:
+    """The curves of int8-a and int8-b are far apart, and one ratio cannot be that of both to fp32."""
+    rates = {"fp32": 5572.0, "int8-a": 5504.0, "int8-b": 1938.0}
+    busy = [trial(name, [point(8, 8000 / rate, taken=0.7)]) for name, rate in rates.items()]
+    chosen = choose(busy, comparisons=[in_alternation("int8-b", "fp32", 0.885)])
+    assert chosen.winner == "fp32"
+    assert chosen.reason.endswith("13.0 % faster in alternation than int8-b")
+    told = {one.candidate: one.reason.partition("batch 8, ")[2] for one in chosen.losers}
+    assert told["int8-b"] == "11.5 % slower in alternation than fp32"
+    assert told["int8-a"] == (
+        "1.2 % slower than fp32 by the curves (this pair was not compared in alternation; there int8-b was "
+        "11.5 % slower than fp32)"
+    )
 
 
 def test_what_the_last_of_a_chain_of_near_equals_beats_is_not_called_noise() -> None:

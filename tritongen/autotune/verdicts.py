@@ -45,13 +45,13 @@ def why_won(
     if winner is not best:
         barrier = _barrier(best, winner, contest)
         reason = (
-            f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, contest)}"
+            f"{figure(winner, goal)}; {best.id} is {_gain(best, winner, contest, than='')}"
             f"{_but(best, winner, barrier, contest)}, which is not beyond noise, "
             f"so the {_virtue(winner, best)} candidate is kept"
         )
     elif losers:
-        rival = min(losers, key=lambda one: exactness(one.trial))
-        reason = f"{figure(winner, goal)}, {_gain(winner, rival, contest)} than {rival.id}"
+        rival = min(losers, key=lambda one: _telling(one, winner, contest))
+        reason = f"{figure(winner, goal)}, {_gain(winner, rival, contest)}"
     else:
         rest = "the only candidate that was tried" if alone else "no other candidate passed"
         reason = f"{figure(winner, goal)}; {rest}"
@@ -79,10 +79,10 @@ def why_lost(one: Judged, winner: Judged, goal: Goal, contest: Contest) -> str:
             f"which {winner.id} leaves possible"
         )
     if contest.beats(winner, one):
-        return f"{figure(one, goal)}, {_gain(one, winner, contest)} than {winner.id}"
+        return f"{figure(one, goal)}, {_gain(one, winner, contest)}"
     barrier = _barrier(one, winner, contest)
     return (
-        f"{figure(one, goal)}, {_gain(one, winner, contest)} than {winner.id}"
+        f"{figure(one, goal)}, {_gain(one, winner, contest)}"
         f"{_but(one, winner, barrier, contest)}: not beyond noise "
         f"({_interval(one, barrier, contest)}), so the {_virtue(winner, one)} candidate is kept"
     )
@@ -98,14 +98,15 @@ def _barrier(one: Judged, winner: Judged, contest: Contest) -> Judged:
 
 
 def _but(one: Judged, winner: Judged, barrier: Judged, contest: Contest) -> str:
-    return "" if barrier is winner else f", but {_gain(one, barrier, contest)} than {barrier.id}"
+    return "" if barrier is winner else f", but {_gain(one, barrier, contest)}"
 
 
 def _interval(one: Judged, other: Judged, contest: Contest) -> str:
     """How far noise reaches: the interval in alternation, or that of the medians and what others took."""
     precedent = contest.precedent(one, other)
     if precedent is not None:
-        return f"×{precedent.ratio.low:.2f} to ×{precedent.ratio.high:.2f}"
+        own = (precedent.one, precedent.other) == (one, other)
+        return f"×{precedent.ratio.low:.2f} to ×{precedent.ratio.high:.2f}{'' if own else ' there'}"
     interval = f"±{100 * max(MIN_GAIN, noise(one.point, other.point)):.0f} %"
     taken = max(one.taken, other.taken)
     if taken > DISTURBED:
@@ -145,16 +146,31 @@ def _remedies(trials: Sequence[Trial]) -> Iterator[str]:
         yield "--effort quick or a smaller --max-batch-size measures less; --build-budget 120 allows more"
 
 
-def _gain(one: Judged, other: Judged, contest: Contest) -> str:
-    """How much faster or slower `one` is, in words, by alternation where that settles it."""
-    ratio, side = one.score / other.score if other.score > 0 else 1.0, ""
+def _telling(one: Judged, winner: Judged, contest: Contest) -> tuple[object, ...]:
+    """Sort key: of the most exact precision, and there first what the winner itself was measured against."""
+    exact = exactness(one.trial)
+    return exact[0], contest.measured(winner, one) is None, exact
+
+
+def _gain(one: Judged, other: Judged, contest: Contest, *, than: str | None = None) -> str:
+    """How much faster or slower `one` is than `other`, in words: in alternation where they were compared.
+
+    Where two others settle it, the curves of these are told, and that these were not compared.
+    """
+    than = f" than {other.id}" if than is None else than
     precedent = contest.precedent(one, other)
-    if precedent is not None:
-        ratio, side = precedent.ratio.value, " in alternation"
-        if (precedent.one, precedent.other) != (one, other):
-            side += f" ({precedent.one.id} against {precedent.other.id})"
+    if precedent is not None and (precedent.one, precedent.other) == (one, other):
+        return f"{_change(precedent.ratio.value)} in alternation{than}"
+    told = f"{_change(one.score / other.score if other.score > 0 else 1.0)}{than}"
+    if precedent is None:
+        return told
+    stand_in = f"{precedent.one.id} was {_change(precedent.ratio.value)} than {precedent.other.id}"
+    return f"{told} by the curves (this pair was not compared in alternation; there {stand_in})"
+
+
+def _change(ratio: float) -> str:
     percent = 100 * (ratio - 1)
-    return f"{abs(percent):.1f} % {'faster' if percent >= 0 else 'slower'}{side}"
+    return f"{abs(percent):.1f} % {'faster' if percent >= 0 else 'slower'}"
 
 
 def noise_note(contest: Contest) -> str | None:
