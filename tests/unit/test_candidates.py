@@ -43,6 +43,17 @@ def test_int8_alone_still_gets_its_fallback(graph: Graph) -> None:
     assert "fallback" in space.notes[0]
 
 
+@pytest.mark.parametrize("named", [[Precision.INT8], [Precision.FP16, Precision.INT8]])
+def test_only_what_cannot_be_proven_is_an_error_and_not_fp32(graph: Graph, named: list[Precision]) -> None:
+    with pytest.raises(SpecError, match="can be tried") as caught:
+        search_space(ENGINE, graph, precisions=named, calibrated=True, validated=False)
+    assert caught.value.fix is not None
+    assert "--validation-data" in caught.value.fix
+    assert "--calibration-data" not in caught.value.fix
+    both = search_space(ENGINE, graph, precisions=[*named, Precision.FP32], calibrated=False)
+    assert [one.precision for one in both.candidates] == [Precision.FP32]
+
+
 def test_a_precision_that_gains_nothing_is_named(graph: Graph) -> None:
     space = search_space(ENGINE, graph, precisions=[Precision.FP32, Precision.FP16], calibrated=True)
     assert [one.id for one in space.candidates] == ["onnxruntime-fp32"]

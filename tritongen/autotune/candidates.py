@@ -65,6 +65,13 @@ def search_space(
         ]
         verb = "is not tried: it needs" if len(eight_bits) == 1 else "are not tried: they need"
         notes.append(f"{' and '.join(map(str, eight_bits))} {verb} {' and '.join(needs)}")
+        if not wanted:
+            raise SpecError(
+                f"none of the precisions that were asked for ({', '.join(map(str, asked))}) can be tried",
+                found="; ".join(notes),
+                expected="data to calibrate and to judge 8 bits, or another precision",
+                fix=f"add {' and '.join(needs)}, or leave --precision out: what needs no data is then built",
+            )
     if Precision.FP32 not in wanted and Precision.FP32 in engine.precisions():
         # Without the fallback a rejected INT8 model would leave nothing to serve.
         wanted.insert(0, Precision.FP32)
