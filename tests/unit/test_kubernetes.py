@@ -6,6 +6,8 @@ what it selects is held against the Service, its own fields against the operator
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +179,57 @@ def test_each_image_is_started_its_own_way(manifest: Manifest) -> None:
         render([plan(manifest, "11.2.1")], OWN)
 
 
-def test_a_changed_model_is_a_new_rollout(manifest: Manifest) -> None:
+def rebuilt(manifest: Manifest) -> Manifest:
+    """The same model with another configuration."""
     files = {**manifest.files}
     files["config.pbtxt"] = files["config.pbtxt"].model_copy(update={"digest": "0" * 64})
-    other = manifest.model_copy(update={"files": files})
+    return manifest.model_copy(update={"files": files})
+
+
+def test_a_changed_model_is_a_new_rollout(manifest: Manifest) -> None:
     assert render([manifest], OFFICIAL) == render([manifest], OFFICIAL)
-    assert render([manifest], OFFICIAL) != render([other], OFFICIAL)
+    image = changed(OFFICIAL, oci_volume="registry.example/models:7")
+    for settings in (OFFICIAL, image):
+        before, after = (parts(render([each], settings)) for each in (manifest, rebuilt(manifest)))
+        assert before["Deployment"]["spec"]["template"] != after["Deployment"]["spec"]["template"]
+
+
+def claim_of(text: str) -> str:
+    """The claim that the pods mount, which is the one in the same file."""
+    (name,) = (
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in pod(text)["volumes"]
+        if "persistentVolumeClaim" in volume
+    )
+    assert parts(text)["PersistentVolumeClaim"]["metadata"]["name"] == name
+    return str(name)
+
+
+def test_each_state_of_the_models_has_a_claim_of_its_own(manifest: Manifest) -> None:
+    """So none is filled over another, and the one before is there to go back to, as it was."""
+    one, two = (claim_of(render([each], OFFICIAL)) for each in (manifest, rebuilt(manifest)))
+    assert one != two
+    again = claim_of(render([manifest], changed(OFFICIAL, image="other:1", replicas=2)))
+    assert again == one, "the same models lie there already"
+    assert one.startswith("triton-models-")
+    assert claim_of(render([manifest], changed(OFFICIAL, name="a" * 63))), "a claim's name may be long"
+
+
+def test_the_steps_of_the_docs_fit_the_manifests(manifest: Manifest) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    steps = "".join(re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    text = render([manifest], OFFICIAL)
+    (key, value), *_ = re.findall(r"apply -f triton.yaml -l (\S+)=(\S+)", steps)
+    labelled = [kind for kind, part in parts(text).items() if part["metadata"]["labels"].get(key) == value]
+    assert labelled == ["PersistentVolumeClaim"]
+    (prefix,) = re.findall(r"^claim=(\S+)…", steps, re.MULTILINE)
+    assert claim_of(text).startswith(prefix)
+    (folder,) = {each["subPath"] for each in container(text)["volumeMounts"] if "subPath" in each}
+    assert f"kubectl cp {folder} fill:/claim/\n" in steps
+    (overrides,) = re.findall(r"--overrides='(.*?)'\n", steps, re.DOTALL)
+    (volume,) = json.loads(overrides.replace("'$claim'", "CLAIM"))["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "CLAIM"}
+    assert f"undo deployment/{parts(text)['Deployment']['metadata']['name']}" in page
 
 
 @pytest.mark.parametrize(
@@ -213,7 +260,7 @@ def test_values_cannot_break_the_yaml(manifest: Manifest) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"name": "Triton"}, {"name": "a" * 60}, {"namespace": "-x"}, {"claim_size": "much"}, {"replicas": 0},
+        {"name": "Triton"}, {"name": "a" * 64}, {"namespace": "-x"}, {"claim_size": "much"}, {"replicas": 0},
         {"replicas": 5},
     ],
 )  # fmt: skip
@@ -251,6 +298,7 @@ class TestCommand:
     def test_into_a_file(self, folder: Path, tmp_path: Path) -> None:
         output = tmp_path / "triton.yaml"
         result = self.run(str(folder.parent), "--cpu-image", "x:1", "--queue-ms", "2.5", "-o", str(output))
+        assert "fill its claim" in result.output
         assert "kubectl apply -f" in result.output
         assert container(output.read_text(encoding="utf-8"))["image"] == "x:1"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  tritongen compose k8s > triton.yaml && kubectl apply -f triton.yaml
+  tritongen compose k8s > triton.yaml    # docs/kubernetes.md: fill its claim, then kubectl apply
   tritongen compose k8s --namespace serving --replicas 2 --max-replicas 8
   tritongen compose k8s --cpu-image registry.example/tritongen-cpu:1 -o triton.yaml
   tritongen compose k8s --oci-volume registry.example/models:7
@@ -45,7 +45,9 @@ Examples:
     help="Mean queue time from which on pods are added.  [default: a quarter of the latency objective]",
 )
 @click.option("--gpus", type=click.IntRange(min=0), help="Per pod.  [default: 1 for plans, else 0]")
-@click.option("--storage", metavar="SIZE", help="Of the claim.  [default: three times the repository]")
+@click.option(
+    "--storage", metavar="SIZE", help="Of the claim.  [default: one and a half times the repository]"
+)
 @click.option("--storage-class", metavar="NAME", help="Of the claim.  [default: the cluster's]")
 @click.option(
     "--oci-volume", metavar="IMAGE", help="Mount the repository from this image instead of a claim."
@@ -76,7 +78,10 @@ def command(
         click.echo(text, nl=False)
     else:
         write_output(output, text)
-        click.echo(f"{output}: kubectl apply -f {output}")
+        first = (
+            "" if options["oci_volume"] or adapter_rules else "fill its claim (docs/kubernetes.md), then: "
+        )
+        click.echo(f"{output}: {first}kubectl apply -f {output}")
     return 0
 
 

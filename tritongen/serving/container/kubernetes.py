@@ -124,7 +124,7 @@ def _facts(manifests: Sequence[Manifest], settings: Settings) -> dict[str, Any]:
         "grace_seconds": _GRACE_S,
         "drain_seconds": _DRAIN_S,
         "startup_seconds": _STARTUP_S,
-        # One per state of the models: what pods have mounted is never written again, and they can go back to it.
+        # One per state of the models: what pods mount is never written again, and is there to go back to.
         "claim": f"{settings.name}-models-{digest}",
         "claim_labels": {**labels, "app.kubernetes.io/component": CLAIM_COMPONENT},
         "claim_folder": CLAIM_FOLDER,
