@@ -301,6 +301,8 @@ class TestCommand:
         assert "fill its claim" in result.output
         assert "kubectl apply -f" in result.output
         assert container(output.read_text(encoding="utf-8"))["image"] == "x:1"
+        rules = self.run("--adapter-rules", "-o", str(output))
+        assert "kubectl apply" not in rules.output, "they are Helm's values"
 
     def test_an_image_that_cannot_load_a_model_is_refused(self, folder: Path) -> None:
         manifest = read_manifest(folder).model_copy(update={"ir_version": 10})

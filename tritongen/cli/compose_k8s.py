@@ -78,10 +78,8 @@ def command(
         click.echo(text, nl=False)
     else:
         write_output(output, text)
-        first = (
-            "" if options["oci_volume"] or adapter_rules else "fill its claim (docs/kubernetes.md), then: "
-        )
-        click.echo(f"{output}: {first}kubectl apply -f {output}")
+        fill = "" if options["oci_volume"] else "fill its claim (docs/kubernetes.md), then: "
+        click.echo(f"wrote {output}" if adapter_rules else f"{output}: {fill}kubectl apply -f {output}")
     return 0
 
 
