@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tritongen.engines.tensorrt import api, cuda
 from tritongen.engines.tensorrt.building import Log, load_plugin, make_logger, refusal, start_builder
@@ -64,8 +65,9 @@ class ParserReport:
 def plan_layers(
     path: Path, profile: int = 0, *, plugins: Sequence[Path] = (), host_code: bool = False
 ) -> PlanReport:
-    """Run a plan on zeros at the usual shapes of `profile`; RequirementError without TensorRT or a GPU.
+    """Run a plan at the usual shapes of `profile`; RequirementError without TensorRT or a GPU.
 
+    Its inputs are made up: normally distributed numbers, or zeros where they may be indices.
     `host_code`: trust the code that a version-compatible plan carries.
     """
     trt = api.load()
@@ -84,8 +86,15 @@ def plan_layers(
             raise BuildError(f"{path.name} has no profile {profile}", expected=f"0 … {len(profiles) - 1}")
         shapes = {name: extent.opt for name, extent in profiles[profile].items()}
         dtypes = {binding.name: binding.dtype for binding in runner.bindings}
-        runner.prepare({name: np.zeros(shape, dtypes[name]) for name, shape in shapes.items()})
+        runner.prepare({name: _made_up(shape, dtypes[name]) for name, shape in shapes.items()})
         return PlanReport(profile, shapes, profile_layers(trt, runner))
+
+
+def _made_up(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    if not np.issubdtype(dtype, np.floating):
+        return np.zeros(shape, dtype)
+    # Zeros draw less power than data, and a GPU may run them faster.
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
 def check_graph(model: Path, plugins: Sequence[Path] = ()) -> ParserReport:
