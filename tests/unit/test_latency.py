@@ -18,12 +18,20 @@ from tritongen.autotune.memory import peak_bytes, resident_bytes
 from tritongen.autotune.order_statistics import median_interval, median_ranks, median_spread, percentile
 from tritongen.engines import load_engine
 from tritongen.errors import TritongenError
-from tritongen.runs.events import discard
+from tritongen.runs.events import discard, number
 from tritongen.runs.records import Artifact, Candidate
 from tritongen.spec import Precision
 
 QUICK = Effort(min_iterations=10, min_seconds=0.02, max_seconds=0.05, max_warmup_seconds=0.05,
                warmup_seconds=0.01, round_seconds=0.01)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.01234, "0.0123"), (3.081, "3.08"), (312.4, "312"), (999.7, "1,000"), (1390, "1,390"), (0, "0")],
+)
+def test_figures_are_written_without_exponents(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 @given(st.integers(6, 3000))

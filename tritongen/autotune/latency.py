@@ -24,7 +24,7 @@ from tritongen.autotune.cpu_watch import CpuTimes, Schedule, disturbance, share_
 from tritongen.autotune.gpu_watch import REPEATS, GpuWatch, noise_in, watch_of
 from tritongen.autotune.memory import resident_bytes
 from tritongen.autotune.order_statistics import median_spread, percentile
-from tritongen.runs.events import Event, EventSink
+from tritongen.runs.events import Event, EventSink, number
 from tritongen.runs.records import Artifact, LatencyPoint, Options
 
 if TYPE_CHECKING:
@@ -301,7 +301,8 @@ def _progress(point: LatencyPoint, fraction: float) -> Event:
     setting = ", ".join(f"{key}={value}" for key, value in point.runtime.items())
     message = (
         f"batch {point.batch_size} x {point.instances} ({setting or 'defaults'}): "
-        f"median {point.median_ms:.3g} ms, P99 {point.p99_ms:.3g} ms, {point.throughput:.4g} inferences/s"
+        f"median {number(point.median_ms)} ms, P99 {number(point.p99_ms)} ms, "
+        f"{number(point.throughput)} inferences/s"
         + (f"; noisy: {', '.join(point.noisy)}" if point.noisy else "")
     )
     return Event("latency", "progress", message, fraction=fraction)

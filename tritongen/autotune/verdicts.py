@@ -10,6 +10,7 @@ from tritongen.autotune.cpu_watch import DISTURBED
 from tritongen.autotune.gpu_watch import noise_in
 from tritongen.autotune.judging import CLOSE, MIN_GAIN, Goal, Judged, exactness, more_exact, noise
 from tritongen.errors import BuildError
+from tritongen.runs.events import number
 from tritongen.runs.records import Loser, Outcome, Trial
 from tritongen.spec import Precision
 
@@ -25,11 +26,6 @@ def _setting(one: Judged) -> str:
     """Where on its curve a candidate is judged ("batch 8 x 2 instances")."""
     instances = one.point.instances
     return f"batch {one.point.batch_size}" + (f" x {instances} instances" if instances > 1 else "")
-
-
-def number(value: float) -> str:
-    """Three significant digits, or all digits before the point ("0.0123", "12.3", "1,234")."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"  # noqa: PLR2004
 
 
 def why_won(

@@ -27,6 +27,11 @@ class Event:
         return {key: value for key, value in asdict(self).items() if value not in (None, {})}
 
 
+def number(value: float) -> str:
+    """Three significant digits, or all digits before the point ("0.0123", "12.3", "1,234")."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"  # noqa: PLR2004 - from here on .3g says 1e+03
+
+
 EventSink = Callable[[Event], None]
 
 
