@@ -24,16 +24,16 @@ from tritongen.cli import run
 from tritongen.errors import InputError, ServerError
 from tritongen.loadtest.run import run_load_test
 from tritongen.loadtest.settings import Settings
-from tritongen.runs.events import Event
+from tritongen.runs.events import Event, EventSink, discard
 from tritongen.runs.loadtest import LoadOutcome, LoadReport
 from tritongen.slo import parse_slo
 
 SHORT: dict[str, Any] = {"duration_s": 1.0, "warmup_s": 0.1, "batch_size": 1}
 
 
-def load(url: str, *slos: str, **settings: Any) -> LoadReport:
+def load(url: str, *slos: str, events: EventSink = discard, **settings: Any) -> LoadReport:
     wanted = {**SHORT, **settings}
-    return run_load_test(Settings(MODEL, url, slos=tuple(map(parse_slo, slos)), **wanted))
+    return run_load_test(Settings(MODEL, url, slos=tuple(map(parse_slo, slos)), **wanted), events=events)
 
 
 def when(server: NullServer, inferences: int, act: Callable[[], None]) -> threading.Thread:
@@ -176,8 +176,12 @@ def test_slow_answers_make_the_backlog_grow_and_the_test_fail() -> None:
 
 def test_too_few_requests_are_invalid_and_never_a_pass() -> None:
     with NullServer() as server:
-        report = load(server.http_url, "p99<=1000ms", rate=100)
+        told: list[str] = []
+        report = load(
+            server.http_url, "p99<=1000ms", rate=100, events=lambda event: told.append(event.message)
+        )
     assert report.outcome is LoadOutcome.INVALID
+    assert any("this run cannot end in PASS" in text for text in told)
     assert report.objectives[0].outcome == "undecided"
     assert report.objectives[0].requests_needed == 2500
     assert "(--duration " in report.reasons[0]

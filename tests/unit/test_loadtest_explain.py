@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -16,9 +17,10 @@ from tritongen.loadtest import monitor
 from tritongen.loadtest.explain import RULES, Knobs, Scene, bottleneck, waterfall
 from tritongen.loadtest.looks import early_times, look_sizes, plan_times
 from tritongen.loadtest.monitor import Monitor, parse_gauges, summarize_gauges
-from tritongen.loadtest.plan import make_plan
+from tritongen.loadtest.plan import make_plan, too_short
 from tritongen.loadtest.schedule import Schedule, open_loop
 from tritongen.loadtest.settings import Settings
+from tritongen.loadtest.statistics import Decision, decide_share, fewest_to_pass
 from tritongen.runs.loadtest import GpuFigures, ServerFigures, Waterfall
 from tritongen.serving.control import connect
 from tritongen.slo import parse_slo
@@ -213,3 +215,43 @@ def test_early_looks_have_time_and_requests() -> None:
     plan = make_plan(slow, Schedule(offsets_ns, np.zeros(len(offsets_ns), np.uint16)))
     # 2500 requests take longer than this: one look, and half of it is enough to fail by, a quarter too.
     assert [point.offset_ns / 1e9 for point in plan.points] == [80, 155, 305]
+
+
+@pytest.mark.parametrize(
+    ("slo", "changes", "says"),
+    [
+        ("p99<=20ms", {"rate": 9}, None),
+        (
+            "p99<=20ms",
+            {"rate": 3},
+            "at least 2500 requests, and 885 are sent in the 295 s .* --max-duration 922s",
+        ),
+        ("error_rate<=0", {"rate": 3}, "--max-duration 922s"),
+        ("p99<=20ms", {"rate": 3, "warmup_s": 50.0}, "750 are sent in the 250 s .* --max-duration 967s"),
+        ("p99<=20ms", {"rate": 3, "min_duration_s": None}, "--duration 922s"),
+        ("p99.9<=20ms", {"rate": 9}, "at least 6024 requests, and 2655"),
+        ("p99<=20ms", {"concurrency": 1}, None),
+    ],
+)
+def test_a_run_too_short_for_a_pass_is_told_before_it(
+    slo: str, changes: dict[str, Any], says: str | None
+) -> None:
+    fields: dict[str, Any] = {"duration_s": 300.0, "min_duration_s": 60.0, **changes}
+    settings = Settings("m", slos=[parse_slo(slo)], **fields)
+    schedule = None
+    if (rate := settings.rate) is not None:
+        offsets_ns = open_loop(rate, 300, "constant", 0)
+        schedule = Schedule(offsets_ns, np.zeros(len(offsets_ns), np.uint16))
+    found = too_short(settings, make_plan(settings, schedule), schedule)
+    assert (found is None) == (says is None)
+    assert found is None or re.search(says or "", found), found
+
+
+@pytest.mark.parametrize(("allowed", "alpha"), [(0.01, 0.01), (0.001, 0.01), (0.001, 0.0033), (0.9, 0.01)])
+def test_the_fewest_requests_of_a_pass(allowed: float, alpha: float) -> None:
+    fewest = fewest_to_pass(allowed, alpha)
+    for requests, decision in ((fewest, Decision.PASS), (fewest - 1, Decision.UNDECIDED)):
+        found = decide_share(
+            over=0, unseen=0, requests=requests, effect=1.0, lag_1=0.0, allowed=allowed, alpha=alpha
+        )
+        assert found is decision

@@ -192,6 +192,20 @@ def test_the_advised_flag_is_the_one_in_use(least_s: float | None, flag: str) ->
     assert flag in found.objectives[0].reason
 
 
+def test_where_only_days_would_decide_something_else_is_advised() -> None:
+    """One long stall, with nearly as many requests over the limit as are allowed."""
+    rows = np.zeros(6000, DTYPE)
+    rows["scheduled_ns"] = rows["sent_ns"] = np.arange(6000) * 10**7
+    rows["done_ns"] = rows["sent_ns"] + 10**6
+    rows["done_ns"][2000:2050] += 10**9
+    rows["status"], rows["batch"] = samples.OK, 2
+    (objective,) = report("p99<=20ms", samples=Samples(rows)).objectives
+    assert objective.outcome == "undecided"
+    assert "requests should decide it, " in objective.reason
+    assert " h at this rate: rather use a quieter machine or a looser limit" in objective.reason
+    assert "duration" not in objective.reason
+
+
 def test_a_manifest_gives_sizes_and_ranges() -> None:
     entry: dict[str, Any] = {"min_shape": (1,), "max_shape": (512,)}
     inputs = (

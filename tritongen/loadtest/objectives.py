@@ -23,6 +23,8 @@ UNANSWERED_ALLOWED = 0.005
 """A schedule counts as kept when at least 99.5 % of it was answered: arrivals swing by as much."""
 _HOPELESS = 0.5
 """Of a promised throughput: where no slice of the window reaches it, slow swings are no excuse."""
+_PRACTICAL_S = 3600.0
+"""Nobody waits longer for a verdict: it is the noise, or the limit, that has to change."""
 _MOST_SLOWNESS = 1000.0
 """A slice without any answer counts as that many times too slow."""
 
@@ -151,7 +153,7 @@ def _confidence(judged: ShareJudgement, allowed: float) -> float | None:
 def _requests_needed(judged: ShareJudgement, allowed: float) -> int | None:
     """About how many requests would decide it; at least twice as many as did not."""
     if judged.requests < statistics.FIRST_LOOK:
-        return statistics.FIRST_LOOK
+        return statistics.fewest_to_pass(allowed, judged.alpha)
     needed = statistics.requests_needed(
         judged.share, judged.design_effect, allowed, judged.alpha, judged.unseen
     )
@@ -166,6 +168,11 @@ def _how_long(needed: int | None, requests: int, evidence: Evidence) -> str:
         return ""
     # The warm-up is part of the duration, and grows with it up to five seconds.
     seconds = needed / (requests / evidence.seconds) * 1.1 + evidence.warm_up.seconds
+    if seconds > _PRACTICAL_S and requests >= statistics.FIRST_LOOK:
+        return (
+            f"; about {needed} requests should decide it, {seconds / 3600:.0f} h at this rate: rather use a "
+            "quieter machine or a looser limit"
+        )
     flag = "--duration" if evidence.fixed_duration else "--max-duration"
     return f"; about {needed} requests should decide it ({flag} {math.ceil(seconds)}s)"
 

@@ -9,7 +9,11 @@ import numpy as np
 from tritongen.loadtest.looks import EARLY_PART, early_times, plan_looks, plan_times
 from tritongen.loadtest.schedule import Schedule
 from tritongen.loadtest.settings import Settings
-from tritongen.loadtest.statistics import FEWEST_TO_FAIL
+from tritongen.loadtest.statistics import FEWEST_TO_FAIL, FIRST_LOOK, fewest_to_pass
+from tritongen.slo import Slo
+
+_MORE = 1.1
+"""As many requests are asked for as a PASS takes, and some, since arrivals swing."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +81,29 @@ def _with_early(points: list[LookPoint], alpha: float, settings: Settings, sched
     kept = [edge for edge, count in zip(edges_ns, counts, strict=True) if count >= FEWEST_TO_FAIL]
     early = [_at(edge_ns, schedule, early=True) for edge_ns in kept]
     return LookPlan((*early, *points), alpha, settings.alpha * EARLY_PART / max(1, len(early)))
+
+
+def too_short(settings: Settings, plan: LookPlan, schedule: Schedule | None) -> str | None:
+    """Why this run cannot end in PASS, however good the server, and how long one that can takes."""
+    if schedule is None or not settings.slos:
+        return None
+    warmup_s = settings.effective_warmup_s
+    requests = len(schedule) - int(np.searchsorted(schedule.offsets_ns, round(warmup_s * 1e9)))
+    needed = max(_fewest_to_pass(slo, plan.alpha / len(settings.slos)) for slo in settings.slos)
+    if requests >= needed:
+        return None
+    window_s = settings.duration_s - warmup_s
+    longer = "a longer trace"
+    if settings.trace is None:
+        flag = "--duration" if settings.min_duration_s is None else "--max-duration"
+        longer = f"{flag} {settings.duration_with(needed * _MORE / max(requests, 1) * window_s)}s"
+    return (
+        f"this run cannot end in PASS, only show a miss: a PASS takes at least {needed} requests, and "
+        f"{requests} are sent in the {window_s:g} s that are measured; it takes {longer}"
+    )
+
+
+def _fewest_to_pass(slo: Slo, alpha: float) -> int:
+    if slo.percentile is not None:
+        return fewest_to_pass(1 - slo.percentile / 100, alpha)
+    return fewest_to_pass(slo.limit, alpha) if slo.metric == "error_rate" and slo.limit > 0 else FIRST_LOOK

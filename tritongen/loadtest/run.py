@@ -14,7 +14,7 @@ from tritongen.loadtest.fleet import Fleet
 from tritongen.loadtest.inputs import Inputs
 from tritongen.loadtest.job import Job
 from tritongen.loadtest.monitor import Monitor
-from tritongen.loadtest.plan import make_plan
+from tritongen.loadtest.plan import make_plan, too_short
 from tritongen.loadtest.probe import probe
 from tritongen.loadtest.record import Measurement, Subject, make_report
 from tritongen.loadtest.sample_export import check_samples_file, write_samples
@@ -169,6 +169,8 @@ def _offer(  # noqa: PLR0917
 ) -> Measurement:
     workers = _workers(settings)
     plan = make_plan(settings, schedule)
+    if (why := too_short(settings, plan, schedule)) is not None:
+        events(Event("loadtest", "note", why))
     monitor = Monitor(control, settings.model, settings.version, metrics_url=settings.metrics_url)
     with (
         Scratch(_SCRATCH_PREFIX) as folder,

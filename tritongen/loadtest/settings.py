@@ -90,6 +90,11 @@ class Settings:
             return self.warmup_s
         return min(_LONGEST_WARMUP_S, self.duration_s * _WARMUP_SHARE)
 
+    def duration_with(self, window_s: float) -> int:
+        """The duration (s) that leaves such a window after its warm-up."""
+        usual_s = min(_LONGEST_WARMUP_S, window_s * _WARMUP_SHARE / (1 - _WARMUP_SHARE))
+        return math.ceil(window_s + (usual_s if self.warmup_s is None else self.warmup_s))
+
     @property
     def offered_rate(self) -> float | None:
         """The open-loop rate: as given, else what a throughput objective promises; None in a closed loop."""

@@ -288,6 +288,12 @@ def confidence(judged: ShareJudgement, allowed: float) -> float:
     return beta_cdf(allowed, hits + 1, effective - hits)
 
 
+def fewest_to_pass(allowed: float, alpha: float) -> int:
+    """How many independent requests a PASS takes where not one is over the limit: BetaInv(1−α; 1, n*) = p."""
+    effective = math.log(alpha) / math.log1p(-min(allowed, 0.5))  # beyond it, FIRST_LOOK is more
+    return max(FIRST_LOOK, math.ceil(effective / _effective(1, 1.0, alpha)))
+
+
 def requests_needed(
     share: float, effect: float, allowed: float, alpha: float, unseen: float = 0.0
 ) -> int | None:
