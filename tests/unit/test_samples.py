@@ -252,6 +252,7 @@ def test_a_module_that_is_not_there() -> None:
         ({"x": x_array().astype("int32")}, ["wrong type", "int32"]),
         ({"y": x_array()}, ["holds 'y', which is not an input"]),
         ({"X": x_array()}, ["rename it to 'x'"]),
+        ({"ids": x_array(), "why": x_array()}, ["holds 'ids'", "rename what holds 'x' so, and leave"]),
         ({"x": x_array(), "extra": x_array()}, ["holds 'extra'"]),
         ({"labels": np.arange(3)}, ["does not hold the input 'x'"]),
         ({"x": x_array()[0]}, ["'x'", "wrong shape", "[4]", "[N, 4]", "x[None]"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,19 +43,15 @@ class Layout:
 
 def check_names(arrays: Mapping[str, object], layout: Layout, where: str) -> None:
     """DataError unless `arrays` has exactly the model's inputs, and labels or not."""
-    known = (*layout.names, layout.labels)
-    for name in arrays:
-        if name not in known:
-            missing = [wanted for wanted in layout.names if wanted not in arrays]
-            near = difflib.get_close_matches(name, missing, n=1) or missing
-            raise DataError(
-                f"{where} holds '{name}', which is not an input of the model",
-                found=", ".join(arrays),
-                expected=f"{', '.join(layout.names)}, and '{layout.labels}' for the labels",
-                fix=f"rename it to '{near[0]}'"
-                if len(near) == 1
-                else "leave it out; if it holds the labels, say so with --labels or in the spec",
-            )
+    unknown = [name for name in arrays if name not in (*layout.names, layout.labels)]
+    if unknown:
+        missing = [wanted for wanted in layout.names if wanted not in arrays]
+        raise DataError(
+            f"{where} holds '{unknown[0]}', which is not an input of the model",
+            found=", ".join(arrays),
+            expected=f"{', '.join(layout.names)}, and '{layout.labels}' for the labels",
+            fix=_remedy(unknown, missing),
+        )
     for name in layout.names:
         if name not in arrays:
             raise DataError(
@@ -64,6 +60,17 @@ def check_names(arrays: Mapping[str, object], layout: Layout, where: str) -> Non
                 expected=", ".join(layout.names),
                 fix=f"add an array named '{name}'",
             )
+
+
+def _remedy(unknown: Sequence[str], missing: Sequence[str]) -> str:
+    """What to do with the first of `unknown`; of several it need not be the one that is missing."""
+    near = difflib.get_close_matches(unknown[0], missing, n=1)
+    if near or (len(missing) == 1 and len(unknown) == 1):
+        return f"rename it to '{(near or missing)[0]}'"
+    if missing:
+        one = " or ".join(f"'{name}'" for name in missing)
+        return f"rename what holds {one} so, and leave out what holds no input"
+    return "leave it out; if it holds the labels, say so with --labels or in the spec"
 
 
 def as_model_takes(array: Array, spec: TensorSpec, where: str) -> Array:
