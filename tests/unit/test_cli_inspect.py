@@ -180,7 +180,9 @@ def test_init_takes_flags_and_another_folder(detector: Path) -> None:
 
 def test_init_overwrites_only_when_told(detector: Path, capsys: Captured) -> None:
     Path("tritongen.yaml").write_text("mine", encoding="utf-8")
-    assert "--force" in fails(capsys, "init", "detector.onnx")
+    said = fails(capsys, "init", "detector.onnx")
+    assert "--force" in said
+    assert "to add to it, copy what `tritongen init detector.onnx -o -` prints below `models:`" in said
     assert Path("tritongen.yaml").read_text(encoding="utf-8") == "mine"
     assert run(["init", "detector.onnx", "--force"]) == 0
     assert load_spec(Path("tritongen.yaml"))
