@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -294,7 +295,8 @@ def _value_range(
         f"the values that the integer input '{spec.name}' may take are not known",
         found=f"{spec}, and nothing in the graph tells its range",
         expected="an inclusive range, or real data",
-        fix=f"add --range '{spec.name}={propose_range(spec)}' (the last valid value), or ranges: in the spec",
+        fix=f"add --range '{spec.name}={propose_range(spec)}' (the last valid value), or ranges "
+        f"{_mapping([f'{spec.name}={propose_range(spec)}'])} in the spec or in Python",
     )
 
 
@@ -333,13 +335,20 @@ def _missing_shapes(
     specs = list(missing)
     sources = dict.fromkeys(proposal_source(spec, graph) for spec in specs)
     known = known_sizes(graph, shapes)
-    flags = " ".join(f"--shape '{propose_shape(spec, graph, known)}'" for spec in specs)
+    proposals = [propose_shape(spec, graph, known) for spec in specs]
+    flags = " ".join(f"--shape '{proposal}'" for proposal in proposals)
     return MissingInputError(
         "sizes are missing for the dynamic axes of " + ", ".join(f"'{spec.name}'" for spec in specs),
         found="; ".join(str(spec) for spec in specs),
         expected="a size for each dynamic axis except the batch",
-        fix=f"add {flags} ({'; '.join(sources)}), or shapes: in the spec, or give data that have them",
+        fix=f"add {flags} ({'; '.join(sources)}), or shapes {_mapping(proposals)} in the spec or in Python, "
+        "or give data that have them",
     )
+
+
+def _mapping(assignments: Iterable[str]) -> str:
+    """`INPUT=VALUE` as YAML and Python both take it."""
+    return json.dumps(dict(text.rpartition("=")[::2] for text in assignments), ensure_ascii=False)
 
 
 def known_sizes(graph: Graph, shapes: Mapping[str, str]) -> dict[object, str]:

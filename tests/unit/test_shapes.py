@@ -199,6 +199,7 @@ def test_missing_sizes_name_the_flag_with_a_proposal() -> None:
     with pytest.raises(MissingInputError) as caught:
         only(graph_of(IMAGES))
     assert "--shape 'images=3x640x640'" in str(caught.value)
+    assert 'shapes {"images": "3x640x640"} in the spec or in Python' in str(caught.value)
 
 
 def test_axes_of_the_same_name_share_their_size() -> None:
@@ -281,6 +282,7 @@ def test_an_unknown_range_names_the_flag() -> None:
     with pytest.raises(MissingInputError) as caught:
         only(graph_of(spec("input_ids", "N", 4, dtype="int32")))
     assert "--range 'input_ids=0..30521'" in str(caught.value)
+    assert 'ranges {"input_ids": "0..30521"} in the spec or in Python' in str(caught.value)
 
 
 @pytest.mark.parametrize(
