@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import models
@@ -17,12 +18,12 @@ from tritongen.autotune.jobs import prepared_graph
 from tritongen.autotune.machine import current_machine
 from tritongen.autotune.stages import Setting, prepare_model
 from tritongen.autotune.trials import Search, run_trials
-from tritongen.autotune.winner import idle_settings, usable_devices
+from tritongen.autotune.winner import choose_winner, idle_settings, usable_devices
 from tritongen.engines import load_engine
 from tritongen.runs.events import Event
 from tritongen.runs.records import Candidate, Outcome
 from tritongen.runs.store import RunDirectory
-from tritongen.spec import ModelSpec, TensorRTSpec
+from tritongen.spec import DataSpec, ModelSpec, TensorRTSpec
 
 ENGINE = load_engine("onnxruntime")
 
@@ -151,6 +152,23 @@ def test_a_trial_that_outlives_the_budget_is_not_a_failure(
     tried = run_trials(search, [other], fallback=False)
     assert (tried.trials, tried.left_out) == ((), (other.id,))
     assert not (tmp_path / "trials" / other.id / "trial.json").exists()
+
+
+def test_without_validation_data_floats_are_judged_on_the_calibration_data(tmp_path: Path) -> None:
+    """Real samples beat made-up ones, and no float candidate was calibrated on them; 8 bits stay out."""
+    samples = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    np.savez(tmp_path / "calibration.npz", x=samples)
+    path = models.save(models.linear(), tmp_path / "m.onnx")
+    data = DataSpec(calibration=str(tmp_path / "calibration.npz"))
+    spec = ModelSpec(path=path, max_batch_size=1, data=data)
+    setting = Setting("m", spec, RunDirectory(tmp_path), current_machine(), lambda _event: None, "quick")
+    selected, _ = choose_winner(setting)
+    (trial,) = selected.trials.values()
+    assert trial.accuracy is not None
+    assert (trial.accuracy.basis, trial.accuracy.samples) == ("reference", 40)
+    notes = " ".join(selected.selection.notes)
+    assert "int8 is not tried" in notes
+    assert "judged on the calibration data" in notes
 
 
 def test_gpus_of_different_models_are_not_mixed() -> None:

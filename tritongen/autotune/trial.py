@@ -231,9 +231,11 @@ def gate(
 
 
 def validation_data(spec: ModelSpec, graph: Graph, preparation: Preparation) -> Dataset:
-    """The validation data, or made-up inputs where there are none."""
-    if spec.data.validation is not None:
-        return opened_data(spec, graph, spec.data.validation)
+    """The validation data; else the calibration data, if no ranges are from them; else made-up inputs."""
+    unseen = None if graph.quantized else spec.data.calibration
+    source = spec.data.validation or unseen
+    if source is not None:
+        return opened_data(spec, graph, source)
     inputs = resolved_inputs(graph, preparation)
     return synthetic_dataset(inputs, _MADE_UP_SAMPLES, batched=graph.batched, seed=spec.seed)
 

@@ -283,6 +283,7 @@ def _key(job: jobs.TrialJob, engine: Engine) -> str:
     spec, preparation = job.spec, job.preparation
     quantized = RANGES in job.candidate.options
     reference = spec.accuracy.reference
+    judged = preparation.validation or preparation.calibration
     return digest_json(
         {
             "graph": job.graph_digest,
@@ -294,7 +295,7 @@ def _key(job: jobs.TrialJob, engine: Engine) -> str:
             "runtimes": job.runtimes,
             "effort": job.effort,
             "calibration": preparation.calibration and quantized and preparation.calibration.digest,
-            "validation": preparation.validation and preparation.validation.digest,
+            "validation": judged and judged.digest,
             "accuracy": spec.accuracy.model_dump(mode="json", exclude={"reference"}),
             "metric": metric_file(spec) and digest_files([metric_file(spec)]),  # type: ignore[list-item]
             "reference": reference and digest_files([reference]),

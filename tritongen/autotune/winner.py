@@ -63,7 +63,13 @@ def choose_winner(setting: Setting) -> tuple[SelectedModel, Preparation]:
     devices, aside = usable_devices(gpus)
     setting = replace(setting, devices=devices)
     notes = [*change_notes(setting.run, engine.versions()), *refusals, *space.notes]
-    notes += [*_batching_notes(spec, graph), *idle_settings(spec, engine.name), *aside, *unwatched(gpus)]
+    notes += [
+        *_data_notes(spec, graph),
+        *_batching_notes(spec, graph),
+        *idle_settings(spec, engine.name),
+        *aside,
+        *unwatched(gpus),
+    ]
     if any(RANGES in one.options for one in space.candidates):
         notes += preparation.warnings
     _tell(setting, notes)
@@ -180,6 +186,11 @@ def usable_devices(names: Sequence[str]) -> tuple[int, tuple[str, ...]]:
         told = f"{len(names)} GPUs of different models ({', '.join(names)}): only the first is used, since"
         return 1, (f"{told} what one measures does not hold on another; CUDA_VISIBLE_DEVICES chooses",)
     return max(1, len(names)), ((f"trials are spread over {len(names)} × {names[0]}",) if names[1:] else ())
+
+
+def _data_notes(spec: ModelSpec, graph: Graph) -> Iterator[str]:
+    if spec.data.validation is None and spec.data.calibration is not None and not graph.quantized:
+        yield "accuracy is judged on the calibration data, since there are no validation data"
 
 
 def _batching_notes(spec: ModelSpec, graph: Graph) -> Iterator[str]:
