@@ -66,13 +66,17 @@ class TestControl:
             with pytest.raises(ServerError, match="no model 'relo'") as caught:
                 ask("relo")
             assert caught.value.fix == "did you mean 'relu'?"
+        with pytest.raises(ServerError) as caught:
+            control.check_ready("results")
+        assert caught.value.fix == "check the name, or load it"
 
     def test_unloads_and_loads(self, server: EmbeddedServer, scheme: str) -> None:
         control = connect(getattr(server, f"{scheme}_url"))
         control.unload("relu")
         assert not control.is_ready("relu")
-        with pytest.raises(ServerError, match=r"not ready|no model 'relu'"):
+        with pytest.raises(ServerError, match="no model 'relu' that is loaded") as caught:
             control.check_ready("relu")
+        assert caught.value.fix == "load it: `tritongen reload relu`, if tritongen built it"
         control.load("relu")
         assert control.is_ready("relu")
 

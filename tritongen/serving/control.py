@@ -326,11 +326,15 @@ class ServerControl:
             names = sorted({str(entry.get("name")) for entry in self._transport.index()})
         except (ServerError, Refusal):
             names = []
-        near = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(model, names, n=1)
+        if model in names:
+            fix = f"load it: `tritongen reload {model}`, if tritongen built it"
+        else:
+            fix = f"did you mean '{near[0]}'?" if near else "check the name, or load it"
         return RefusedError(
             f"the server at {self.url} has no model '{model}' that is loaded",
             found=self._states(first=model) if names else _readable(refusal),
-            fix=f"did you mean '{near[0]}'?" if near and near[0] != model else "check the name, or load it",
+            fix=fix,
         )
 
     def _states(self, model: str = "", *, first: str = "") -> str:
