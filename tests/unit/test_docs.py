@@ -40,3 +40,9 @@ def test_the_run_directory_page_names_every_record(name: str) -> None:
 def test_the_exit_codes_page_is_the_table_of_the_code(code: ExitCode) -> None:
     row = f"| {int(code)} | {EXIT_CODE_MEANINGS[code]} |"
     assert row in (DOCS / "exit-codes.md").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_the_readme_lists_every_page(page: str) -> None:
+    more = (DOCS.parent / "README.md").read_text(encoding="utf-8").partition("\n## More\n")[2]
+    assert f"](docs/{page})" in more
