@@ -157,6 +157,8 @@ def test_a_port_that_a_server_of_ours_has_is_refused_by_its_name(
     stderr = capsys.readouterr().err
     assert f"port {port} is taken" in stderr
     assert f"by the server of {folder.parent / 'another'} at http://127.0.0.1:{port}" in stderr
+    assert run(["serve", "--metrics-port", str(port), "--http-port", str(port)]) == 1
+    assert "any free ones be chosen: --http-port 0 --metrics-port 0" in capsys.readouterr().err
 
 
 def test_what_a_build_may_say_next(folder: Path, listen: Listen) -> None:

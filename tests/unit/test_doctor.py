@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tritongen import doctor
+from tritongen.cli.doctor import _show
 from tritongen.doctor import SHM, Check, examine, road_works
 from tritongen.errors import RequirementError
 from tritongen.serving import installation
@@ -59,6 +60,13 @@ def test_a_taken_port_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.state == "warning"
     assert check.found.startswith("held by")
     assert check.fix == "tritongen serve --http-port 0"
+
+
+def test_a_long_path_widens_only_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _show([Check("server", "ok", "/" + 200 * "x", "all"), Check("GPU", "absent", "none", "more", "buy one")])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if "xxx" not in line) < 40
+    assert lines[-1].endswith("→ buy one")
 
 
 def test_without_the_wheel_the_extra_is_named() -> None:

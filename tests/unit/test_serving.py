@@ -21,7 +21,7 @@ from tritongen.errors import InputError, RequirementError, ServerError
 from tritongen.serving.access import Access
 from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, model_failures
-from tritongen.serving.ports import check_port, free_ports, holder, ipv4_address
+from tritongen.serving.ports import check_port, check_ports, free_ports, holder, ipv4_address
 from tritongen.serving.registry import (
     KEPT_LOGS,
     RunningServer,
@@ -217,6 +217,16 @@ class TestPorts:
                 check_port(port, "127.0.0.1", "--grpc-port")
         assert f"PID {os.getpid()} (" in str(caught.value.found)
         assert "--grpc-port" in str(caught.value.fix)
+
+    def test_all_that_are_taken_are_named_at_once(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+            taken = {"--http-port": one.getsockname()[1], "--metrics-port": other.getsockname()[1]}
+            ports = {**taken, "--grpc-port": 0}
+            with pytest.raises(RequirementError) as caught:
+                check_ports(ports, "127.0.0.1")
+        assert caught.value.message == "; ".join(f"port {port} is taken" for port in taken.values())
+        assert str(caught.value.found).count(f"PID {os.getpid()} (") == 1
+        assert str(caught.value.fix).endswith("--http-port 0 --metrics-port 0")
 
     @pytest.mark.parametrize("port", [-1, 70000])
     def test_a_number_that_is_no_port(self, port: int) -> None:

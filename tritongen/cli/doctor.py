@@ -44,11 +44,12 @@ def _show(checks: Sequence[Check]) -> None:
     from tritongen.report.console import console
 
     table = Table(box=None, pad_edge=False)
-    for column in ("", "what", "found", "needed for"):
+    # Paths make what is found long: behind it, nothing has to be aligned.
+    for column in ("", "what", "needed for", "found"):
         table.add_column(column, overflow="fold")
     for check in checks:
         mark, style = MARKS[check.state]
-        table.add_row(Text(mark, style), check.name, Text(check.found), Text(check.needed_for))
+        table.add_row(Text(mark, style), check.name, Text(check.needed_for), Text(check.found))
         if check.fix and check.state != "ok":
-            table.add_row("", "", Text(f"→ {check.fix}", "bold"), "")
+            table.add_row("", "", "", Text(f"→ {check.fix}", "bold"))
     console().print(table)

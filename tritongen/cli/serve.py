@@ -163,20 +163,20 @@ def _refuse_ports(state: Path, host: str, ports: Mapping[str, int]) -> None:
     from urllib.parse import urlsplit
 
     from tritongen.errors import RequirementError
-    from tritongen.serving.ports import dialled
+    from tritongen.serving.ports import any_free, dialled
     from tritongen.serving.registry import listing, running_servers
 
     for server in running_servers(state):
         places = [urlsplit(url) for url in (server.http_url, server.grpc_url, server.metrics_url)]
         taken = {place.port for place in places if place.hostname == dialled(host)}
-        for flag, port in ports.items():
-            if port in taken:
-                raise RequirementError(
-                    f"port {port} is taken",
-                    found=f"by the server of {listing([server])}",
-                    fix=f"tritongen stop {shlex.quote(server.repository)}, or choose another with {flag} "
-                    "(0: any free port)",
-                )
+        hit = {flag: port for flag, port in ports.items() if port in taken}
+        if hit:
+            raise RequirementError(
+                "; ".join(f"port {port} is taken" for port in hit.values()),
+                found=f"by the server of {listing([server])}",
+                fix=f"tritongen stop {shlex.quote(server.repository)}, or let any free ones be chosen: "
+                f"{any_free(hit)}",
+            )
 
 
 def _keep(server: EmbeddedServer, state: Path) -> int:

@@ -29,7 +29,7 @@ from tritongen.serving.control import connect, read_metrics
 from tritongen.serving.diagnosis import cause_of_failure, port_taken
 from tritongen.serving.installation import Installation, find_installation
 from tritongen.serving.log_relay import LogRelay
-from tritongen.serving.ports import check_port, dialled, free_ports, ipv4_address
+from tritongen.serving.ports import check_port, check_ports, dialled, free_ports, ipv4_address
 from tritongen.serving.scratch import (
     interpreter_folder,
     is_safe,
@@ -140,9 +140,7 @@ class EmbeddedServer:
         """What the server will run from, once repository, models and ports are found to be fit for it."""
         check_servable(self.repository, self.load or ())
         self.host = ipv4_address(self.host)
-        for flag, port in self._ports().items():
-            if port:
-                check_port(port, self.host, flag)
+        check_ports(self._ports(), self.host)
         return find_installation()
 
     def _ports(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tritongen.errors import InputError, RequirementError
@@ -56,6 +57,33 @@ def check_port(port: int, host: str, flag: str) -> None:
             probe.listen(1)
         except OSError as error:
             raise _cannot_bind(error, port, host, flag) from error
+
+
+def check_ports(ports: Mapping[str, int], host: str) -> None:
+    """`check_port` of every port that is chosen (not 0), by its option; one error for all that are taken."""
+    found = {flag: _problem(port, host, flag) for flag, port in ports.items() if port}
+    problems = {flag: problem for flag, problem in found.items() if problem is not None}
+    if len(problems) == 1:
+        raise problems.popitem()[1]
+    if problems:
+        raise RequirementError(
+            "; ".join(problem.message for problem in problems.values()),
+            found="; ".join(dict.fromkeys(problem.found for problem in problems.values() if problem.found)),
+            fix=f"let any free ones be chosen: {any_free(problems)}",
+        )
+
+
+def _problem(port: int, host: str, flag: str) -> RequirementError | None:
+    try:
+        check_port(port, host, flag)
+    except RequirementError as error:
+        return error
+    return None
+
+
+def any_free(flags: Iterable[str]) -> str:
+    """What lets any free port be chosen for each of these options ("--http-port 0 --grpc-port 0")."""
+    return " ".join(f"{flag} 0" for flag in flags)
 
 
 def _cannot_bind(error: OSError, port: int, host: str, flag: str) -> Exception:
