@@ -83,6 +83,8 @@ def test_only_what_changed_is_built_and_measured_again(work: Path) -> None:
     assert first.selection is not None
     assert first.selection.winner.startswith("onnxruntime-fp32")
     assert is_complete(work / "model_repository", "linear")
+    kept = json.loads((work / ".tritongen/linear/build.json").read_text())
+    assert (kept["seconds"], kept["selection"]["notes"]) == (first.seconds, list(first.selection.notes))
     before = snapshot(work / "model_repository")
     os.utime(work / "linear.onnx")  # touched, not changed
     second = build(work, "linear.onnx", *QUICK).models[0]
@@ -90,7 +92,9 @@ def test_only_what_changed_is_built_and_measured_again(work: Path) -> None:
     assert snapshot(work / "model_repository") == before
 
     shutil.rmtree(work / "model_repository")
-    assert "measured before" in run(work, "linear.onnx", *QUICK).stdout
+    told = run(work, "linear.onnx", *QUICK).stdout
+    assert "measured before" in told
+    assert "int8 is not tried" in told.partition("is selected")[2]  # the summary, minutes after the note
     assert is_complete(work / "model_repository", "linear")
     models.save(models.linear(seed=5), work / "linear.onnx")
     assert "measured before" not in run(work, "linear.onnx", *QUICK).stdout

@@ -19,7 +19,7 @@ from tritongen.report.console import console
 from tritongen.report.terminal import progress
 from tritongen.runs.build import Build, ModelBuild
 from tritongen.runs.events import Event
-from tritongen.runs.records import Accuracy, Outcome, OutputError, Tradeoff
+from tritongen.runs.records import Accuracy, Comparison, Outcome, OutputError, Tradeoff
 from tritongen.runs.store import RunDirectory, write_record
 
 
@@ -95,12 +95,20 @@ def test_what_to_do_next_goes_by_what_serves() -> None:
     assert told("model_repository", compose="docker compose up").split("\n")[1] == "  docker compose up"
 
 
-def test_what_was_told_already_is_not_told_again() -> None:
-    stream = io.StringIO()
-    build = Build(machine=MACHINE, models=(built(),))
-    print_build(Console(file=stream), build, repository="r", told={"fp8 is not tried"})
-    assert "fp8" not in stream.getvalue()
-    assert "change in points" not in stream.getvalue()
+def test_the_ratio_that_decides_stands_under_a_table_that_says_otherwise() -> None:
+    trials = (trial("fp32", [point(8, 40.0, taken=0.5)]), trial("fp32-extended", [point(8, 25.0)]))
+    again = Comparison(
+        candidate="fp32-extended", against="fp32", batch_size=8, against_batch_size=8, rounds=24,
+        ratio=0.705, low=0.678, high=0.81,
+    )  # fmt: skip
+    selection = choose(trials, comparisons=[again])
+    assert selection.winner == "fp32"
+    text = summary(ModelBuild(name="net", status="built", seconds=1, selection=selection, trials=trials))
+    assert (
+        "fp32-extended (batch 8) is ×0.70 as fast as fp32 (batch 8), ×0.68 to ×0.81 at 95 %"
+        in text.partition("is selected")[0]
+    )
+    assert "in alternation" not in summary(built())
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,7 @@ def test_the_first_load_test_is_within_reach(calls: float, rate: str) -> None:
     batches = alone.model_copy(update={"throughput": 9 * calls, "batch_size": 8})
     told = first_load_test("net", (others, alone, batches), served=served)
     assert told.startswith(f"tritongen loadtest net --rate {rate}")
+    assert ("to prove a promise it takes --max-duration 230m" in told) == (calls < 1)
     assert "other models" in first_load_test("net", (alone,), served=served, others=2)
 
 

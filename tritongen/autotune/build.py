@@ -86,17 +86,18 @@ def _build(name: str, plan: Plan, events: EventSink) -> ModelBuild:
     """One model, with whatever went wrong as its outcome."""
     started = time.perf_counter()
     try:
-        outcome = _build_model(name, plan, events)
+        return _build_model(name, plan, events, started)
     except TritongenError as error:
         if len(plan.spec.models) > 1:
             events(Event("build", "failed", error.message, name))
-        outcome = ModelBuild(
-            name=name, status="failed", seconds=0.0, error=str(error), exit_code=error.exit_code
+        seconds = time.perf_counter() - started
+        return ModelBuild(
+            name=name, status="failed", seconds=seconds, error=str(error), exit_code=error.exit_code
         )
-    return outcome.model_copy(update={"seconds": time.perf_counter() - started})
 
 
-def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
+def _build_model(name: str, plan: Plan, events: EventSink, started: float) -> ModelBuild:
+    """`started`: when, by `time.perf_counter`."""
     # What is heavy is imported once it is needed: recognising an unchanged model must take no time.
     model, run = plan.spec.models[name], RunDirectory(plan.spec.run_dir / name)
     from tritongen.autotune.changes import made_elsewhere, narrower_notes
@@ -105,7 +106,9 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
     # A plan is made for what its engine finds, which NVML and the installed packages need not show.
     if not plan.fresh and fingerprint.unchanged(run.fingerprint, settings) and not made_elsewhere(run):
         try:
-            return read_record(run.result, ModelBuild).model_copy(update={"status": "unchanged"})
+            before = read_record(run.result, ModelBuild)
+            seconds = time.perf_counter() - started
+            return before.model_copy(update={"status": "unchanged", "seconds": seconds})
         except (OSError, TritongenError):
             pass  # an interrupted write, or a record of another version: build as usual
     from tritongen.autotune.stages import Setting
@@ -124,7 +127,7 @@ def _build_model(name: str, plan: Plan, events: EventSink) -> ModelBuild:
         outcome = ModelBuild(
             name=name,
             status="built",
-            seconds=0.0,
+            seconds=time.perf_counter() - started,
             repository=str(published.folder),
             version=published.version,
             batching=preparation.batch_reason,

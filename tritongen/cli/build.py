@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tritongen.autotune.build import Publish, Published
     from tritongen.autotune.winner import SelectedModel
     from tritongen.runs.build import Build
-    from tritongen.runs.events import Event, EventSink
+    from tritongen.runs.events import EventSink
     from tritongen.runs.store import RunDirectory
     from tritongen.spec import ModelSpec, Spec
 
@@ -74,20 +74,19 @@ def command(
 
     spec = options.read_spec(models, **flags)
     check_destination(spec, force=force)
-    told: set[str] = set()
     console = make_console(stderr=as_json)
 
     def work() -> int:
         with progress(console) as events:
             try:
                 publish = _publisher(spec, force=force)
-                build = build_models(spec, _adapt, publish, _noting(events, told), fresh=fresh, effort=effort)
+                build = build_models(spec, _adapt, publish, events, fresh=fresh, effort=effort)
             except KeyboardInterrupt:
                 build = None
         if build is None:
             click.echo("stopped; finished trials are kept: run the same command again to resume", err=True)
             return INTERRUPTED
-        _show(build, spec, console, told, as_json=as_json)
+        _show(build, spec, console, as_json=as_json)
         if any(model.status != "failed" for model in build.models):
             _refresh_triton_env(spec.repository, as_json=as_json)
         return max((model.exit_code for model in build.models if model.status == "failed"), default=0)
@@ -103,18 +102,7 @@ def _refresh_triton_env(repository: Path, *, as_json: bool) -> None:
         click.echo(told, err=as_json)
 
 
-def _noting(events: EventSink, told: set[str]) -> EventSink:
-    """`events`, which remembers the notes that were shown: the summary need not repeat them."""
-
-    def sink(event: Event) -> None:
-        if event.status == "note":
-            told.add(event.message)
-        events(event)
-
-    return sink
-
-
-def _show(build: Build, spec: Spec, console: Any, told: set[str], *, as_json: bool) -> None:
+def _show(build: Build, spec: Spec, console: Any, *, as_json: bool) -> None:
     from tritongen.cli.servers import compose_command, is_served
     from tritongen.report.build import print_build
 
@@ -125,7 +113,6 @@ def _show(build: Build, spec: Spec, console: Any, told: set[str], *, as_json: bo
             console,
             build,
             repository=str(spec.repository),
-            told=told,
             served=is_served(spec.repository),
             compose=compose_command(spec.repository),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,7 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from tritongen.runs.build import Build, ModelBuild
-from tritongen.runs.records import Accuracy, LatencyPoint, Options, Outcome, Selection, Tradeoff, Trial
+from tritongen.runs.records import (
+    Accuracy,
+    Comparison,
+    LatencyPoint,
+    Options,
+    Outcome,
+    Selection,
+    Tradeoff,
+    Trial,
+)
 
 _MEGABYTE = 1 << 20
 _FIRST_RATE = 200
@@ -20,6 +29,8 @@ _FIRST_RATE = 200
 
 _UNKNOWN_RATE = 10
 """For a model that nobody measured."""
+_PASS_REQUESTS, _USUAL_S = 2500, 300
+"""What a PASS takes, and how long a load test follows a promise unless --max-duration says otherwise."""
 _SHARE = 3
 """A first load test asks for this part of what the engine did: a server has costs of its own."""
 
@@ -29,11 +40,10 @@ def print_build(
     build: Build,
     *,
     repository: str,
-    told: Collection[str] = frozenset(),
     served: bool = False,
     compose: str | None = None,
 ) -> None:
-    """Each built model's candidates, its winner, and the commands to try next; not the notes in `told`.
+    """Each built model's candidates, its winner, and the commands to try next.
 
     `served`: a server of the repository runs; `compose`: the command that starts the one of Compose.
     """
@@ -43,7 +53,7 @@ def print_build(
             console.print(escape(_unchanged(model)), highlight=False, soft_wrap=True)
         else:
             console.print()
-            _print_model(console, model, told)
+            _print_model(console, model)
     if any(model.status == "built" for model in usable):
         console.print()
         console.print(f"[bold]Repository[/] {escape(repository)}, ready to serve. Next:", soft_wrap=True)
@@ -51,7 +61,7 @@ def print_build(
             console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
 
 
-def _print_model(console: Console, model: ModelBuild, told: Collection[str]) -> None:
+def _print_model(console: Console, model: ModelBuild) -> None:
     selection = model.selection
     if selection is None:
         return
@@ -59,7 +69,10 @@ def _print_model(console: Console, model: ModelBuild, told: Collection[str]) -> 
     changed = any(_change(trial.accuracy) for trial in model.trials)
     brackets = f"in brackets: {'change in points; ' if changed else ''}batch size x instances at once"
     console.print(f"[dim]{brackets}[/]", highlight=False)
-    for line in _verdicts(selection, told):
+    for one in selection.comparisons:
+        told = escape(f"measured again in alternation, which decides: {_ratio(one)}")
+        console.print(f"[dim]{told}[/]", highlight=False, soft_wrap=True)
+    for line in _verdicts(selection):
         console.print(line, highlight=False, soft_wrap=True)
     front = _front(model)
     if front:
@@ -149,7 +162,15 @@ def _outcome(trial: Trial, *, won: bool) -> str:
     return {Outcome.PASSED: "passed", Outcome.REJECTED: "rejected", Outcome.FAILED: "failed"}[trial.outcome]
 
 
-def _verdicts(selection: Selection, told: Collection[str]) -> Iterator[str]:
+def _ratio(one: Comparison) -> str:
+    """What two candidates came to where both met the same noise, whatever their curves say."""
+    return (
+        f"{one.candidate} (batch {one.batch_size}) is ×{one.ratio:.2f} as fast as {one.against} "
+        f"(batch {one.against_batch_size}), ×{one.low:.2f} to ×{one.high:.2f} at 95 %"
+    )
+
+
+def _verdicts(selection: Selection) -> Iterator[str]:
     yield f"[green]✓[/] [bold]{escape(selection.winner)}[/] is selected: {escape(selection.reason)}"
     alike: dict[str, list[str]] = {}
     for loser in selection.losers:
@@ -157,8 +178,7 @@ def _verdicts(selection: Selection, told: Collection[str]) -> Iterator[str]:
     for reason, candidates in alike.items():
         yield f"[dim]✗[/] {escape(', '.join(candidates))}: {escape(reason)}"
     for note in selection.notes:
-        if note not in told:
-            yield f"[cyan]·[/] {escape(note)}"
+        yield f"[cyan]·[/] {escape(note)}"
 
 
 def _facts(model: ModelBuild, selection: Selection) -> Iterator[str]:
@@ -243,6 +263,9 @@ def first_load_test(
         rate = _round_down(min(_FIRST_RATE, calls / _SHARE))
         if calls / _SHARE < _FIRST_RATE:
             remarks.append(f"a third of the {calls:.3g} calls/s that were measured at batch {smallest}")
+        minutes = math.ceil((_PASS_REQUESTS * 1.1 / max(float(rate), 0.001) + 5) / 60)
+        if minutes * 60 > _USUAL_S:
+            remarks.append(f"to prove a promise it takes --max-duration {minutes}m")
     if others > 0:
         remarks.append("likewise for each of the other models")
     return f"tritongen loadtest {name} --rate {rate}{'  # ' * bool(remarks)}{'; '.join(remarks)}"
