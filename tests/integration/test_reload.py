@@ -245,6 +245,7 @@ def test_a_model_that_was_not_served_yet(start: Start) -> None:
     served.control.unload(NAME)
     report = served.reload()
     assert (report.outcome, report.before, report.version) == ("switched", None, 1)
+    assert served.told[0] == "version 1 is loaded to be checked; none is served"
     served.assert_serves(1)
 
 

@@ -55,7 +55,9 @@ def test_a_miss_is_a_failure_and_not_knowing_is_an_error() -> None:
     failure = missed["p99<=6ms"].find("failure")
     assert failure is not None
     assert failure.get("type") == "FAIL"
-    assert "measured" in (failure.get("message") or "")
+    assert (failure.get("message") or "").startswith("measured ")
+    (told,) = (each.reason for each in report("p99<=6ms").objectives)
+    assert junit(report("p99<=6ms")).count(told.partition("; ")[2]) == 1
     assert missed["error_rate<=1%"].find("failure") is None
     unknown = cases(junit(report("p99<=20ms", stopped=True, end_ns=10 * 10**9)))
     assert unknown["p99<=20ms"].find("error") is not None

@@ -101,7 +101,7 @@ class _Reload:
             self.disk.check_whole(new)
         elif served == new.version and self._answers_already(new):
             return self._report(new, served, self._compare(new, self.disk.name), "unchanged")
-        self._say("started", f"version {new.version} is loaded beside {_served_text(served)}")
+        self._say("started", f"version {new.version} is loaded {_beside(served)}")
         new, aside, old = self._protect(served, live, new, aside)
         try:
             answers, load_s = self._look_at(new, old)
@@ -317,8 +317,8 @@ def _check_answers(state: State, answers: tuple[OutputError, ...]) -> None:
         )
 
 
-def _served_text(version: int | None) -> str:
-    return "nothing" if version is None else f"version {version}"
+def _beside(version: int | None) -> str:
+    return "to be checked; none is served" if version is None else f"beside version {version}"
 
 
 def _answers_text(answers: tuple[OutputError, ...]) -> str:

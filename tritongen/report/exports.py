@@ -19,18 +19,20 @@ def junit(report: LoadReport) -> str:
     FAIL is a failure, INVALID and ERROR are errors: a CI must not take "cannot tell" for a pass.
     """
     suite = ET.Element("testsuite", name=f"tritongen loadtest {_clean(report.model)}")
-    told = {objective.outcome for objective in report.objectives}
+    outcomes = {objective.outcome for objective in report.objectives}
     for objective in report.objectives:
         case = _case(suite, report, objective.slo)
         _judge(case, report, objective)
-    explained = (report.outcome is LoadOutcome.FAIL and "fail" in told) or (
-        report.outcome is LoadOutcome.INVALID and "undecided" in told
+    explained = (report.outcome is LoadOutcome.FAIL and "fail" in outcomes) or (
+        report.outcome is LoadOutcome.INVALID and "undecided" in outcomes
     )
     run = _case(suite, report, "the run itself")
     if report.outcome not in (LoadOutcome.PASS, LoadOutcome.MEASURED) and not explained:
         kind = "failure" if report.outcome is LoadOutcome.FAIL else "error"
         _problem(run, kind, report.outcome.value, "; ".join(report.reasons))
-    ET.SubElement(run, "system-out").text = _clean("\n".join(report.reasons))
+    told = {f"{objective.slo}: {objective.reason}" for objective in report.objectives}
+    if others := [reason for reason in report.reasons if reason not in told]:
+        ET.SubElement(run, "system-out").text = _clean("\n".join(others))
     cases = list(suite)
     counts = {
         "tests": len(cases),
@@ -68,7 +70,8 @@ def _judge(case: ET.Element, report: LoadReport, objective: Objective) -> None:
 
 
 def _problem(case: ET.Element, kind: str, outcome: str, text: str) -> None:
-    element = ET.SubElement(case, kind, type=outcome, message=_clean(text))
+    """The whole text once, and its first part as the line that is shown of it."""
+    element = ET.SubElement(case, kind, type=outcome, message=_clean(text.partition(";")[0]))
     element.text = _clean(text)
 
 
