@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import subprocess
 import sys
@@ -101,6 +102,21 @@ def test_an_old_c_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequirementError, match="newer C library") as caught:
         installation.check_platform()
     assert caught.value.found == "glibc 2.34"
+
+
+def test_an_incomplete_wheel_is_installed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pytriton").mkdir()
+    (tmp_path / "pytriton" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "pytriton", raising=False)
+    monkeypatch.setattr(installation, "check_platform", lambda: None)
+    monkeypatch.setattr(installation, "find_libpython", lambda: tmp_path)
+    with pytest.raises(RequirementError, match="is not complete") as caught:
+        installation.find_installation()
+    command, _, wheel = str(caught.value.fix).partition(" --no-deps ")
+    assert command == "pip install --force-reinstall"
+    project = Path(installation.__file__).parents[2] / "pyproject.toml"
+    assert f'"{shlex.split(wheel)[0]};' in project.read_text(encoding="utf-8")
 
 
 def test_libpython_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

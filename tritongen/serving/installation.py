@@ -18,6 +18,8 @@ from tritongen.errors import RequirementError
 MINIMUM_GLIBC = (2, 35)
 SUPPORTED_PYTHONS = ((3, 10), (3, 11), (3, 12))
 INSTALL_COMMAND = "pip install 'tritongen[serve]'"
+REINSTALL_COMMAND = "pip install --force-reinstall --no-deps 'nvidia-pytriton>=0.7,<0.8'"
+"""With the range of pyproject.toml; tritongen itself need not be in any index."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def find_installation() -> Installation:
             raise RequirementError(
                 "the embedded Triton's wheel (nvidia-pytriton) is not complete",
                 found=f"no {path.relative_to(package.parent)}",
-                fix=f"{INSTALL_COMMAND} --force-reinstall",
+                fix=REINSTALL_COMMAND,
             )
     if shutil.which("bash") is None:
         raise RequirementError(
