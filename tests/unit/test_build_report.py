@@ -162,6 +162,18 @@ def test_the_table_has_the_figures_that_the_sentences_compare() -> None:
         assert sentence in text
 
 
+@pytest.mark.parametrize(("objective", "figure"), [("throughput", "0.719 (1x1)"), ("latency", "1,390 (1x1)")])
+def test_slow_models_have_figures_of_three_digits(objective: str, figure: str) -> None:
+    trials = (trial("fp32", [point(1, 1390.4)], loss=0.0),)
+    model = ModelBuild(
+        name="net", status="built", seconds=1, selection=choose(trials, objective), trials=trials,
+        tradeoffs=tradeoffs(trials, Goal.parse(objective)),
+    )  # fmt: skip
+    text = summary(model, width=400)
+    assert figure in text
+    assert "1,390 / 2,086" in text
+
+
 def test_what_is_piped_is_neither_wrapped_nor_padded(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("a", "b", box=None)
     table.add_row("/long" * 100, "x")

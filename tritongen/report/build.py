@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tritongen.runs.build import Build, ModelBuild
+from tritongen.runs.events import number
 from tritongen.runs.records import (
     Accuracy,
     Comparison,
@@ -139,14 +140,14 @@ def _batch_one(trial: Trial) -> str:
     if not points:
         return "-"
     best = min(points, key=lambda p: p.median_ms)
-    return f"{best.median_ms:.3g} / {best.p99_ms:.3g}"
+    return f"{number(best.median_ms)} / {number(best.p99_ms)}"
 
 
 def _compared(point: Tradeoff | None, *, by_latency: bool) -> str:
     """The figure that decides, as in the candidate's sentence; outputs that are of no use have none."""
     if point is None:
         return "-"
-    figure = f"{point.median_ms:.3g}" if by_latency else f"{point.throughput:,.0f}"
+    figure = number(point.median_ms if by_latency else point.throughput)
     return f"{figure} ({point.batch_size}x{point.instances})"
 
 
@@ -202,7 +203,8 @@ def _front(model: ModelBuild) -> str:
     if not mixed and all(one.passed for one in front):
         return ""
     points = (
-        f"{one.candidate} {one.error:.3g} % at {one.throughput:,.0f}/s{'' if one.passed else ' (rejected)'}"
+        f"{one.candidate} {one.error:.3g} % at {number(one.throughput)}/s"
+        + ("" if one.passed else " (rejected)")
         for one in front
     )
     return f"error against speed: {'; '.join(points)}"
