@@ -84,7 +84,8 @@ def test_what_stays_undecided_is_followed_to_the_end_and_no_further() -> None:
     assert report.outcome is LoadOutcome.INVALID
     assert report.window_s == 7.0
     assert len(report.looks) == 2
-    assert "--max-duration" in report.reasons[0] or "too close to the limit" in report.reasons[0]
+    helps = ("--max-duration", "too close to the limit", "a quieter machine or a looser limit")
+    assert any(words in report.reasons[0] for words in helps), report.reasons
     assert any("not decided yet" in event.message for event in events if event.status == "note")
     assert any(event.data.get("rate") for event in events if event.status == "progress")
 
