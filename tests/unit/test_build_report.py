@@ -14,7 +14,9 @@ from tests.unit.test_selection import FAST_INT8, MACHINE, SLOW_FP32, choose, poi
 from tritongen.autotune.changes import narrower_notes
 from tritongen.autotune.judging import Goal
 from tritongen.autotune.tradeoff import tradeoffs
-from tritongen.report.build import first_load_test, print_build
+from tritongen.loadtest.settings import DEFAULT_MAX_DURATION_S
+from tritongen.loadtest.statistics import FIRST_LOOK
+from tritongen.report.build import _PASS_REQUESTS, _USUAL_S, first_load_test, print_build
 from tritongen.report.console import console
 from tritongen.report.terminal import progress
 from tritongen.runs.build import Build, ModelBuild
@@ -123,6 +125,7 @@ def test_the_first_load_test_is_within_reach(calls: float, rate: str) -> None:
     told = first_load_test("net", (others, alone, batches), served=served)
     assert told.startswith(f"tritongen loadtest net --rate {rate}")
     assert ("to prove a promise it takes --max-duration 230m" in told) == (calls < 1)
+    assert (_PASS_REQUESTS, _USUAL_S) == (FIRST_LOOK, DEFAULT_MAX_DURATION_S)  # a report imports no room
     assert "other models" in first_load_test("net", (alone,), served=served, others=2)
 
 
