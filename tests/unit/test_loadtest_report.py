@@ -192,6 +192,12 @@ def test_the_advised_flag_is_the_one_in_use(least_s: float | None, flag: str) ->
     assert flag in found.objectives[0].reason
 
 
+def test_executions_that_are_not_counted_yet_are_no_contradiction() -> None:
+    """Triton counts the inferences of a batch first, and may be asked in between."""
+    full = ModelStatistics("digits", "1", 8 * 1351, 1350, Timing(5400, 10**9), queue=Timing(5400, 10**9))
+    assert report("p99<=20ms", after=full).server_figures is not None
+
+
 def test_where_only_days_would_decide_something_else_is_advised() -> None:
     """One long stall, with nearly as many requests over the limit as are allowed."""
     rows = np.zeros(6000, DTYPE)

@@ -227,7 +227,9 @@ def _contradiction(window: ModelStatistics, answers: int, max_batch_size: int | 
             f"the server counted {counted} answers in it and gave {answers}; it was restarted or loaded the "
             "model again, or several servers have this address"
         )
-    if max_batch_size and window.mean_batch > max_batch_size:
+    # Triton counts a batch's inferences a little before its execution, and may be asked in between.
+    executions = window.execution_count and window.execution_count + _SOME_MORE
+    if max_batch_size and executions and window.inference_count > max_batch_size * executions:
         return f"{window.mean_batch:.3g} inferences an execution, and max_batch_size is {max_batch_size}"
     return None
 
