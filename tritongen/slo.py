@@ -82,9 +82,9 @@ def _metric(name: str, text: str) -> str:
     if lowered in ("mean", "error_rate", "throughput"):
         return lowered
     if match := re.fullmatch(r"p([0-9]{1,2}(?:\.[0-9]+)?)", lowered):
-        percentile = float(match[1])
-        if percentile > 0:
-            return f"p{percentile:.15g}"
+        percentile = f"{float(match[1]):.15g}"
+        if "e" not in percentile and percentile not in ("0", "100"):  # to which enough nines are rounded
+            return f"p{percentile}"
     raise _error(f"names an unknown metric '{name}'", text)
 
 

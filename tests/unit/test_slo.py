@@ -46,6 +46,8 @@ def test_reads_metric_comparison_limit_and_unit(
         ("p99<=20", "has no unit"),
         ("p99<=20 min", "unknown unit 'min'"),
         ("p100<=20ms", "unknown metric 'p100'"),
+        ("p99.99999999999999<=20ms", "unknown metric 'p99.9"),
+        ("p0.00000000000000001<=20ms", "unknown metric 'p0.0"),
         ("p0<=20ms", "unknown metric 'p0'"),
         ("latency<=20ms", "unknown metric 'latency'"),
         ("p99<20ms", "write 'p99<=20ms'"),

@@ -290,7 +290,8 @@ def confidence(judged: ShareJudgement, allowed: float) -> float:
 
 def fewest_to_pass(allowed: float, alpha: float) -> int:
     """How many independent requests a PASS takes where not one is over the limit: BetaInv(1−α; 1, n*) = p."""
-    effective = math.log(alpha) / math.log1p(-min(allowed, 0.5))  # beyond it, FIRST_LOOK is more
+    # Above a half FIRST_LOOK is more; a share that no run can resolve would give a number that is none.
+    effective = math.log(alpha) / math.log1p(-min(max(allowed, 1 / MOST_REQUESTS), 0.5))
     return max(FIRST_LOOK, math.ceil(effective / _effective(1, 1.0, alpha)))
 
 
