@@ -340,6 +340,14 @@ class LockedHandler(Handler):
         self.wfile.write(b'{"error": "no token"}')
 
 
+class BadGatewayHandler(Handler):
+    """A proxy whose server is down."""
+
+    def do_GET(self) -> None:
+        self.send_response(502)
+        self.end_headers()
+
+
 @pytest.fixture
 def web_server() -> Iterator[str]:
     yield from serve(Handler)
@@ -360,7 +368,9 @@ def serve(handler: type[Handler]) -> Iterator[str]:
 
 
 class TestWrongAddresses:
-    @pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:port", "", "http://[h", "a b:80"])
+    @pytest.mark.parametrize(
+        "url", ["ftp://host", "http://", "http://h:port", "", "http://[h", "a b:80", "h:0"]
+    )
     def test_no_address(self, url: str) -> None:
         with pytest.raises(InputError, match="is not the address of a server"):
             connect(url)
@@ -419,6 +429,11 @@ class TestWrongAddresses:
             connect(locked_server).check_ready("m")
         assert caught.value.found == "HTTP status 401: no token"
         assert not connect(locked_server).is_live()
+
+    def test_a_proxy_whose_server_is_down(self) -> None:
+        for url in serve(BadGatewayHandler):
+            with pytest.raises(ServerError, match="not live"):
+                connect(url).check_ready("m")
 
     def test_a_grpc_server_of_something_else(self) -> None:
         other = grpc.server(ThreadPoolExecutor(1))

@@ -148,7 +148,7 @@ def split_address(url: str, scheme: str = "http") -> tuple[SplitResult, str, int
     except ValueError:
         parts, port = urlsplit(""), None
     host = parts.hostname
-    if parts.scheme not in DEFAULT_PORTS or not host or set(host) & _IN_NO_HOST:
+    if parts.scheme not in DEFAULT_PORTS or not host or set(host) & _IN_NO_HOST or port == 0:
         raise InputError(
             f"'{url}' is not the address of a server",
             expected="http://HOST:PORT, https://…, grpc://HOST:PORT or grpcs://…",
@@ -193,7 +193,9 @@ class ServerControl:
     def check_ready(self, model: str = "", version: str = "") -> None:
         """ServerError with the reason if the server or the model does not take requests."""
         if not self._ask(self._transport.server_live):  # raises with the reason if nobody answers
-            raise ServerError(f"the server at {self.url} says that it is not live")
+            raise ServerError(
+                f"the server at {self.url} is not live", fix="read its log, and that of its proxy"
+            )
         if not model:
             if not self._ask(self._transport.server_ready):
                 raise ServerError(

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 _LOCKED = frozenset({401, 403, 407})
 """HTTP status of who may not ask."""
-_OF_A_SERVER = frozenset({200, 400, 503})
-"""Which an inference server answers to whether it lives; Triton says 400 where it does not."""
+_OF_A_SERVER = frozenset({200, 400, 502, 503, 504})
+"""Which an inference server, or the proxy of one that is down, answers to whether it lives.
+
+Triton says 400 where it does not.
+"""
 
 
 class Refusal(Exception):  # noqa: N818  (it is an answer, not a failure of ours)
