@@ -182,10 +182,14 @@ def test_init_overwrites_only_when_told(detector: Path, capsys: Captured) -> Non
     Path("tritongen.yaml").write_text("mine", encoding="utf-8")
     said = fails(capsys, "init", "detector.onnx")
     assert "--force" in said
-    assert "to add to it, copy what `tritongen init detector.onnx -o -` prints below `models:`" in said
+    assert "to add to it, write another file with -o tritongen-more.yaml" in said
     assert Path("tritongen.yaml").read_text(encoding="utf-8") == "mine"
     assert run(["init", "detector.onnx", "--force"]) == 0
     assert load_spec(Path("tritongen.yaml"))
+    Path("sub").mkdir()
+    Path("sub/my spec.yaml").write_text("mine", encoding="utf-8")
+    said = fails(capsys, "init", "detector.onnx", "-o", "sub/my spec.yaml")
+    assert "-o 'sub/my spec-more.yaml'" in said  # paths that are right below another folder are wrong here
 
 
 def test_init_prints(detector: Path, capsys: Captured) -> None:

@@ -79,7 +79,7 @@ def command(  # noqa: PLR0917 - click passes every option by name
     printed = str(output) == "-"
     folder = Path() if printed else output.parent
     if not printed:
-        _check_output(output, models, force=force)
+        _check_output(output, force=force)
     text = _HEAD.format(file="FILE" if printed else shlex.quote(output.name))
     if schema and not printed:
         text = f"# yaml-language-server: $schema={SCHEMA_NAME}\n{text}"
@@ -100,16 +100,17 @@ def command(  # noqa: PLR0917 - click passes every option by name
     click.echo(f"wrote {output}; {todo}, then: tritongen build {shlex.quote(str(output))}")
 
 
-def _check_output(output: Path, models: tuple[Path, ...], *, force: bool) -> None:
+def _check_output(output: Path, *, force: bool) -> None:
     """SpecError for a file that is there already, or whose folder is not."""
     from tritongen.errors import SpecError
 
     if output.exists() and not force:
-        printed = f"tritongen init {shlex.join(map(str, models))} -o -"
+        # In the same folder, from which the paths count.
+        beside = output.with_name(f"{output.stem}-more{output.suffix}")
         raise SpecError(
             f"{output} exists",
-            fix=f"to add to it, copy what `{printed}` prints below `models:` into it; or choose another file "
-            "with -o, or overwrite it with --force",
+            fix=f"to add to it, write another file with -o {shlex.quote(str(beside))} and copy what is there "
+            "below `models:` into it; or overwrite it with --force",
         )
     folder = output.parent
     if not folder.is_dir():
