@@ -159,7 +159,8 @@ class _Work:
         began = time.monotonic()
         timeout_s = min(self._longest_s(), allowed_s)
         trial = _run_trial(setting, job, timeout_s=timeout_s, device=device, stop=self._stop)
-        self._fallback_ahead &= candidate != self._fallback
+        if candidate == self._fallback:
+            self._fallback_ahead = False
         cut_short = self._stop.is_set() or (math.isfinite(allowed_s) and budget.left_s() <= 0)
         if cut_short and trial.outcome is Outcome.FAILED:
             (folder / "trial.json").unlink(missing_ok=True)
