@@ -100,17 +100,12 @@ def _build_model(name: str, plan: Plan, events: EventSink, started: float) -> Mo
     """`started`: when, by `time.perf_counter`."""
     # What is heavy is imported once it is needed: recognising an unchanged model must take no time.
     model, run = plan.spec.models[name], RunDirectory(plan.spec.run_dir / name)
-    from tritongen.autotune.changes import made_elsewhere, narrower_notes
-
     settings = _settings(name, plan)
-    # A plan is made for what its engine finds, which NVML and the installed packages need not show.
-    if not plan.fresh and fingerprint.unchanged(run.fingerprint, settings) and not made_elsewhere(run):
-        try:
-            before = read_record(run.result, ModelBuild)
-            seconds = time.perf_counter() - started
-            return before.model_copy(update={"status": "unchanged", "seconds": seconds})
-        except (OSError, TritongenError):
-            pass  # an interrupted write, or a record of another version: build as usual
+    before = None if plan.fresh else _unchanged(run, settings)
+    if before is not None:
+        seconds = time.perf_counter() - started
+        return before.model_copy(update={"status": "unchanged", "seconds": seconds})
+    from tritongen.autotune.changes import narrower_notes
     from tritongen.autotune.stages import Setting
     from tritongen.autotune.winner import choose_winner
 
@@ -142,6 +137,19 @@ def _build_model(name: str, plan: Plan, events: EventSink, started: float) -> Mo
         if roots is not None:
             write_record(run.fingerprint, fingerprint.take(settings, roots, published.folder))
     return outcome
+
+
+def _unchanged(run: RunDirectory, settings: str) -> ModelBuild | None:
+    """The last build, if the same build would come out again."""
+    from tritongen.autotune.changes import made_elsewhere
+
+    # A plan is made for what its engine finds, which NVML and the installed packages need not show.
+    if not fingerprint.unchanged(run.fingerprint, settings) or made_elsewhere(run):
+        return None
+    try:
+        return read_record(run.result, ModelBuild)
+    except (OSError, TritongenError):  # an interrupted write, or a record of another version
+        return None
 
 
 def _settings(name: str, plan: Plan) -> str:

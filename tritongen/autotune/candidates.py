@@ -59,18 +59,15 @@ def search_space(
     eight_bits = [p for p in wanted if p in (Precision.INT8, Precision.FP8)]
     if eight_bits and not (calibrated and validated):
         wanted = [p for p in wanted if p not in eight_bits]
-        needs = [
-            *([] if calibrated else ["calibration data (--calibration-data)"]),
-            *([] if validated else ["data to be judged by (--validation-data)"]),
-        ]
+        needs = _needed(calibrated=calibrated, validated=validated)
         verb = "is not tried: it needs" if len(eight_bits) == 1 else "are not tried: they need"
-        notes.append(f"{' and '.join(map(str, eight_bits))} {verb} {' and '.join(needs)}")
+        notes.append(f"{' and '.join(map(str, eight_bits))} {verb} {needs}")
         if not wanted:
             raise SpecError(
                 f"none of the precisions that were asked for ({', '.join(map(str, asked))}) can be tried",
                 found="; ".join(notes),
                 expected="data to calibrate and to judge 8 bits, or another precision",
-                fix=f"add {' and '.join(needs)}, or leave --precision out: what needs no data is then built",
+                fix=f"add {needs}, or leave --precision out: what needs no data is then built",
             )
     if Precision.FP32 not in wanted and Precision.FP32 in engine.precisions():
         # Without the fallback a rejected INT8 model would leave nothing to serve.
@@ -84,6 +81,12 @@ def search_space(
             expected=f"at least one of {', '.join(map(str, engine.precisions()))}",
         )
     return SearchSpace(tuple(found), tuple(notes))
+
+
+def _needed(*, calibrated: bool, validated: bool) -> str:
+    """The data that 8 bits lack."""
+    calibration = [] if calibrated else ["calibration data (--calibration-data)"]
+    return " and ".join([*calibration, *([] if validated else ["data to be judged by (--validation-data)"])])
 
 
 def of_precision(engine: Engine, graph: Graph, precision: Precision) -> list[Candidate]:

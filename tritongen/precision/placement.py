@@ -59,11 +59,7 @@ def place(
         wanted = _activations(node, recipe, graph)
         if recipe.fused_adds and node.op_type == "Add":
             wanted = _without_fused(wanted, graph)
-        reason = _reason_to_skip(node, recipe, graph)
-        constant = not all(map(graph.is_activation, node.input))
-        if reason is None and recipe.fused_adds and constant and not wanted:
-            # The emitter would round the constant all the same: a bias, anchors, the 1 of a GELU.
-            reason = "no input of it is quantized"
+        reason = _reason_to_skip(node, recipe, graph) or _constant_reason(node, wanted, recipe, graph)
         if reason is None and ranges is not None and any(tensor not in ranges for tensor in wanted):
             reason = "no value was ever seen"
         if reason is None and (node.name in held or (only is not None and node.name not in only)):
@@ -182,6 +178,12 @@ def _reason_to_skip(node: Any, recipe: Int8Recipe, graph: _Known) -> str | None:
     if recipe.float_sources and (source := graph.source(node.input[0])) in recipe.float_sources:
         return f"its input comes out of a {source}"
     return _shape_reason(node, weight, recipe) or _bias_reason(node, graph.weights)
+
+
+def _constant_reason(node: Any, wanted: list[str], recipe: Int8Recipe, graph: _Known) -> str | None:
+    """The emitter would round a constant all the same: a bias, anchors, the 1 of a GELU."""
+    constant = not all(map(graph.is_activation, node.input))
+    return "no input of it is quantized" if recipe.fused_adds and constant and not wanted else None
 
 
 def _shape_reason(node: Any, weight: Any, recipe: Int8Recipe) -> str | None:

@@ -124,9 +124,8 @@ def build_plan(
     events(Event("trial", "progress", f"TensorRT {trt.__version__}: building {network.num_layers} layers"))
     plan = builder.build_serialized_network(network, config)
     if cache is not None and timing_cache is not None:
-        _store_cache(
-            config, timing_cache
-        )  # of a build that failed, too: another attempt need not time it again
+        # Of a build that failed, too: another attempt need not time it again.
+        _store_cache(config, timing_cache)
     if plan is None:
         raise could_not_build(model.name, log, str(trt.__version__))
     return bytes(plan)
