@@ -159,6 +159,19 @@ class Settings:
                 expected="one of them",
                 fix="use --rate to test a promise at a rate, --concurrency to see what a few callers get",
             )
+        self._check_numbers()
+        if not 0 <= self.effective_warmup_s < self.duration_s:
+            raise InputError(
+                "the warm-up leaves nothing to measure",
+                found=f"--warmup {self.effective_warmup_s:g}s of --duration {self.duration_s:g}s",
+                expected="a warm-up shorter than the duration",
+            )
+        self._check_loop()
+        self.access.check()
+        if self.metrics_url is not None:
+            check_metrics_url(self.metrics_url)
+
+    def _check_numbers(self) -> None:
         for name, value in (
             ("--rate", self.rate),
             ("--concurrency", self.concurrency),
@@ -188,16 +201,6 @@ class Settings:
                 found=str(self.workers),
                 expected=f"at most {_MOST_WORKERS}, and no more than there are cores for them",
             )
-        if not 0 <= self.effective_warmup_s < self.duration_s:
-            raise InputError(
-                "the warm-up leaves nothing to measure",
-                found=f"--warmup {self.effective_warmup_s:g}s of --duration {self.duration_s:g}s",
-                expected="a warm-up shorter than the duration",
-            )
-        self._check_loop()
-        self.access.check()
-        if self.metrics_url is not None:
-            check_metrics_url(self.metrics_url)
 
     def _given_loads(self) -> list[str]:
         rate = self.rate_shape.text if self.rate_shape else f"{self.rate:g}" if self.rate else None
