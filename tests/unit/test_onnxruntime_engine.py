@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,32 @@ def test_what_the_checker_passes_and_onnx_runtime_does_not_is_explained(tmp_path
         build(model, tmp_path / "trial")
     assert "a model that ONNX Runtime" in str(caught.value.expected)
     assert "a name of its own" in str(caught.value.fix)
+
+
+_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import onnxruntime
+from tritongen.engines.onnxruntime.session import OnnxRuntimeRunner
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28),) * 2)
+OnnxRuntimeRunner(Path(sys.argv[1]), intra_op_threads=1).__enter__()
+"""
+
+
+def test_weights_that_memory_does_not_hold_are_no_fault_of_the_model(tmp_path: Path) -> None:
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1 << 28])
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="w.bin")
+    with (tmp_path / "w.bin").open("wb") as sparse:
+        sparse.truncate(4 << 28)
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    model = save(tmp_path / "m.onnx", nodes, [info("x", [1])], [info("y", [1 << 28])], [weights])
+    told = subprocess.run(
+        [sys.executable, "-c", _LITTLE_MEMORY, str(model)], capture_output=True, text=True, check=False
+    )
+    assert "ONNX Runtime cannot open" in told.stderr
+    assert "give it more memory" in told.stderr
 
 
 def test_missing_external_data_names_the_file(linear: Path, tmp_path: Path) -> None:

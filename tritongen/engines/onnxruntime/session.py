@@ -171,6 +171,7 @@ _REMEDIES = (
         "export it with a newer opset, or that operator with other types: float32 has most kernels",
     ),
     ("two nodes with same node name", "give each node a name of its own, or none"),
+    ("bad_alloc", "give it more memory: what is free does not hold the model's weights"),
     ("Type Error", "export it again: the types that it declares are not those that its nodes take"),
 )
 """Words of ONNX Runtime's that say why it does not open a model → what to do."""
