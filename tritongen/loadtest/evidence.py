@@ -90,10 +90,12 @@ def out_of_reach(evidence: Evidence, slos: Sequence[Slo], alpha: float) -> list[
 
     A sender that is late reads late as well, by about as much: its median lag is taken off. Its own bursts
     cannot do this either: most answers of every batch must miss (for a mean, all of them), and where the
-    server keeps up, half of a burst wait no longer for it than the middle one is late.
+    server keeps up, half of a burst wait no longer for it than the middle one is late. Where most requests
+    got no answer, the few say nothing: they may be those of a server that the sender left no processor.
     """
-    service_ms = evidence.samples.service_ms[evidence.samples.ok]
-    if len(service_ms) < statistics.FEWEST_TO_FAIL:
+    answered = evidence.samples.ok
+    service_ms = evidence.samples.service_ms[answered]
+    if len(service_ms) < max(statistics.FEWEST_TO_FAIL, len(answered) / 2):
         return []
     usual_lag = statistics.percentile(evidence.samples.lag_ms, 50)
     found = []
