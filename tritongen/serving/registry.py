@@ -9,19 +9,18 @@ A record whose process is gone (or whose PID now belongs to another process) is 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tritongen.errors import InputError, RequirementError
-from tritongen.files import write_text
+from tritongen.files import locked, write_text
 from tritongen.serving.supervisor import children
 
 SCHEMA = "tritongen/server/1"
@@ -195,17 +194,9 @@ def dead_instances(pid: int) -> int:
     return sum(not process_identity(each) for each in instances)
 
 
-@contextlib.contextmanager
-def _locked(state: Path) -> Iterator[None]:
+def _locked(state: Path) -> contextlib.AbstractContextManager[None]:
     """Alone with the records for the moment that it takes to look at one and to change it."""
-    folder = state / "servers"
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    return locked(state / "servers" / ".lock")
 
 
 def _read(path: Path) -> RunningServer | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from tritongen.engines.tensorrt.kernels import layers_without_kernel
 from tritongen.engines.tensorrt.profiles import Profile
 from tritongen.engines.tensorrt.progress import TIMING, Phases, Rounds, monitor
 from tritongen.errors import BuildError, ModelError, RequirementError
-from tritongen.files import replacing
+from tritongen.files import locked, replacing
 from tritongen.runs.events import Event, EventSink, discard
 from tritongen.spec import Precision
 
@@ -306,9 +305,7 @@ def _store_cache(config: Any, path: Path) -> None:
     cache = config.get_timing_cache()
     if cache is None:  # as a build that failed may leave it
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # builds on several GPUs may end at once
+    with locked(path.with_suffix(".lock")):  # builds on several GPUs may end at once
         stored = config.create_timing_cache(path.read_bytes()) if path.exists() else None
         if stored is not None:
             # What was timed elsewhere stays out: it was refused when it was attached, too.
