@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tritongen.autotune.closeness import AGREEMENT, EQUAL
 from tritongen.runs.records import Accuracy, LatencyPoint, OutputError, Trial
 from tritongen.slo import Slo, parse_slo
-from tritongen.spec import ModelSpec, Precision
+from tritongen.spec import ModelSpec, Precision, latency_batch
 
 MIN_GAIN = 0.03
 """A less exact candidate must be at least this much better, however narrow the intervals are:
@@ -84,12 +84,10 @@ class Goal:
         full_batches: bool = False,
     ) -> Goal:
         """From the spec's texts; SpecError for an SLO that cannot be read."""
-        kind, _, batch = objective.partition("@")
-        size = int(batch or 1) if kind == "latency" else None
         slos = [parse_slo(text) for text in slo]
         latencies = tuple(one for one in slos if one.unit == "ms")
         rates = tuple(one for one in slos if one.metric == "throughput")
-        return cls(objective, size, latencies, instances, full_batches, rates)
+        return cls(objective, latency_batch(objective), latencies, instances, full_batches, rates)
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Goal:

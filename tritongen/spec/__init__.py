@@ -205,6 +205,12 @@ class TensorRTSpec(_Model):
     """Build the leading candidate so often, each time with a fresh timing cache; the best is taken."""
 
 
+def latency_batch(objective: str) -> int | None:
+    """The batch size that `latency` or `latency@BATCH` is judged at; None for `throughput`."""
+    kind, _, batch = objective.partition("@")
+    return int(batch or 1) if kind == "latency" else None
+
+
 class ModelSpec(_Model):
     """One model: where it is, what it must do, and what may be tried."""
 

@@ -40,7 +40,7 @@ from tritongen.errors import BuildError, InputError, RequirementError
 from tritongen.files import digest_files, replacing
 from tritongen.runs.events import Event, EventSink
 from tritongen.runs.records import Artifact, Candidate, Options
-from tritongen.spec import ModelSpec, Precision
+from tritongen.spec import ModelSpec, Precision, latency_batch
 
 if TYPE_CHECKING:
     from tritongen.graph import Graph
@@ -71,7 +71,7 @@ class TensorRTEngine:
     best_of: int = 1
     thorough: bool = False
     batch_size: int = 0
-    """The objective's (`latency@4`), which gets a profile of its own; 0: it names none."""
+    """The objective's (`latency@4`), which gets a profile of its own; 0: throughput."""
 
     def with_shapes(self, inputs: Sequence[ResolvedInput], max_batch_size: int) -> TensorRTEngine:
         """An engine whose build options carry optimization profiles for these sizes."""
@@ -89,7 +89,7 @@ class TensorRTEngine:
             builder=builder,
             best_of=spec.tensorrt.best_of,
             thorough=effort == "thorough",
-            batch_size=int(spec.objective.partition("@")[2] or 0),
+            batch_size=latency_batch(spec.objective) or 0,
         )
 
     def variations(self, candidate: Candidate) -> Sequence[tuple[str, Options]]:
