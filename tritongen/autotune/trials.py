@@ -108,7 +108,7 @@ class _Work:
     def __init__(self, search: Search, *, fallback: Candidate | None = None) -> None:
         self._search = search
         self._fallback = fallback
-        self._fallback_ahead = fallback is not None and self._known(fallback) is None
+        self._fallback_ahead = False
         self._events = search.setting.events
         self._took_s: list[float] = []
         self._stop = threading.Event()
@@ -118,6 +118,7 @@ class _Work:
         devices = self._search.setting.devices
         if devices < 2 or len(candidates) < 2:  # noqa: PLR2004
             return {one.id: self.trial(one) for one in candidates}
+        self._fallback_ahead = self._fallback is not None and self._known(self._fallback) is None
         self._events = _one_at_a_time(self._events)
         free: SimpleQueue[int] = SimpleQueue()
         for device in range(devices):
