@@ -21,7 +21,7 @@ from tritongen.report.console import console
 from tritongen.report.terminal import progress
 from tritongen.runs.build import Build, ModelBuild
 from tritongen.runs.events import Event
-from tritongen.runs.records import Accuracy, Comparison, Outcome, OutputError, Tradeoff
+from tritongen.runs.records import Accuracy, Comparison, Outcome, OutputError, Tradeoff, Trial
 from tritongen.runs.store import RunDirectory, write_record
 
 
@@ -30,6 +30,15 @@ def summary(*models: ModelBuild, width: int = 80) -> str:
     console = Console(file=stream, width=width)
     print_build(console, Build(machine=MACHINE, models=models), repository="model_repository")
     return stream.getvalue()
+
+
+def shown(trials: tuple[Trial, ...], objective: str) -> str:
+    """The summary of a model that was built from these trials."""
+    model = ModelBuild(
+        name="net", status="built", seconds=1, selection=choose(trials, objective), trials=trials,
+        tradeoffs=tradeoffs(trials, Goal.parse(objective)),
+    )  # fmt: skip
+    return summary(model, width=400)
 
 
 def test_everything_that_was_tried_is_shown_with_its_numbers() -> None:
@@ -156,23 +165,14 @@ def test_the_table_has_the_figures_that_the_sentences_compare() -> None:
         ("throughput", "195 (8x1)", "195 inferences/s at batch 8"),
         ("latency", "10 (1x1)", "median 10 ms at batch 1"),
     ):
-        model = ModelBuild(
-            name="net", status="built", seconds=1, selection=choose(trials, objective), trials=trials,
-            tradeoffs=tradeoffs(trials, Goal.parse(objective)),
-        )  # fmt: skip
-        text = summary(model, width=400)
+        text = shown(trials, objective)
         assert figure in text
         assert sentence in text
 
 
 @pytest.mark.parametrize(("objective", "figure"), [("throughput", "0.719 (1x1)"), ("latency", "1,390 (1x1)")])
 def test_slow_models_have_figures_of_three_digits(objective: str, figure: str) -> None:
-    trials = (trial("fp32", [point(1, 1390.4)], loss=0.0),)
-    model = ModelBuild(
-        name="net", status="built", seconds=1, selection=choose(trials, objective), trials=trials,
-        tradeoffs=tradeoffs(trials, Goal.parse(objective)),
-    )  # fmt: skip
-    text = summary(model, width=400)
+    text = shown((trial("fp32", [point(1, 1390.4)], loss=0.0),), objective)
     assert figure in text
     assert "1,390 / 2,086" in text
 
